@@ -1,0 +1,142 @@
+"""The only place that knows the names of the files in a run directory, and how one comes to be."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from dlhpc.errors import StorageError
+from dlhpc.files import fsync_folder, storage_errors
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run's folder on shared storage."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        """The user's YAML with overrides applied and data paths made absolute; submits the same again."""
+        return self.path / "spec.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def script(self) -> Path:
+        return self.path / "job.sh"
+
+    @property
+    def catalog(self) -> Path:
+        """Which picture belongs to which class and split, decided at submission (JSON)."""
+        return self.path / "dataset.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.jsonl"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Confusion matrix over the validation set at the best epoch (JSON)."""
+        return self.path / "evaluation.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def log(self, attempt: int) -> Path:
+        """What attempt number ``attempt`` (from 1) printed."""
+        return self.logs / f"{attempt}.out"
+
+    def exit_file(self, attempt: int) -> Path:
+        """One line: the exit status of the job script, written by the script itself as its last act."""
+        return self.attempts / f"{attempt}.exit"
+
+    def outcome_file(self, attempt: int) -> Path:
+        """One line: the exit code that rank 0 wants, since launchers change the codes of their ranks."""
+        return self.attempts / f"{attempt}.outcome"
+
+    def stop_file(self, attempt: int) -> Path:
+        """Its existence asks the ranks of this attempt to save and leave."""
+        return self.attempts / f"{attempt}.stop"
+
+    @property
+    def lock(self) -> Path:
+        """Taken (flock) while an attempt is being submitted."""
+        return self.path / ".submit.lock"
+
+
+def new_run_name(name: str, now: datetime) -> str:
+    """``NAME-YYYYMMDD-HHMMSS-xxxx``: sorts by time, unique without a lock."""
+    return f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def create_run(
+    runs: Path, name: str, fill: Callable[[RunDirectory], None], *, now: datetime | None = None
+) -> RunDirectory:
+    """Make a new run directory in ``runs``: ``fill`` writes its files in a hidden folder, then it appears whole.
+
+    A process that dies in between leaves a hidden ``.new-…`` folder that no command takes for a run.
+    ``fill`` is called again under another name in the unlikely case that the name is taken.
+    """
+    with storage_errors(runs, "create a run in"):
+        runs.mkdir(parents=True, exist_ok=True)
+    for _ in range(10):
+        final = runs / new_run_name(name, now or datetime.now())
+        hidden = runs / f".new-{final.name}"
+        try:
+            with storage_errors(runs, "create a run in"):
+                hidden.mkdir()
+                for folder in ("logs", "attempts", "checkpoints"):
+                    (hidden / folder).mkdir()
+            fill(RunDirectory(hidden))
+            with storage_errors(final, "create"):
+                fsync_folder(hidden)
+                try:
+                    os.rename(hidden, final)
+                except FileExistsError:
+                    continue
+                except OSError:
+                    if final.exists():
+                        continue
+                    raise
+                fsync_folder(runs)
+            return RunDirectory(final)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+    raise StorageError("could not find a free name for the run", where=runs, remedy="Try again.")

@@ -1,0 +1,66 @@
+"""The journal: what happened to a run, one JSON object a line, only ever appended."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from dlhpc.files import append_lines, read_json_lines
+from dlhpc.runs.directory import RunDirectory
+
+
+class Event(StrEnum):
+    """Every kind of event, with the details it carries."""
+
+    CREATED = "created"
+    SUBMITTING = "submitting"  # attempt
+    SUBMITTED = "submitted"  # attempt, job_id
+    SUBMIT_FAILED = "submit_failed"  # attempt, reason
+    STARTED = "started"  # attempt, job_id, hosts, ranks
+    RESUMED = "resumed"  # attempt, epoch, step, checkpoint
+    EPOCH = "epoch"  # attempt, epoch, epochs
+    CHECKPOINTED = "checkpointed"  # attempt, epoch, step, checkpoint
+    WARNING = "warning"  # attempt, message
+    STOPPED = "stopped"  # attempt, reason: state saved, another attempt goes on
+    FINISHED = "finished"  # attempt, code
+    FAILED = "failed"  # attempt, code, reason
+    CANCELLED = "cancelled"  # by the user
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: when (seconds since 1970, UTC), what, and its details."""
+
+    time: float
+    event: str
+    details: dict[str, Any]
+
+    @property
+    def attempt(self) -> int | None:
+        attempt = self.details.get("attempt")
+        return attempt if isinstance(attempt, int) else None
+
+
+def record(run: RunDirectory, event: Event, **details: Any) -> None:
+    """Append one event, durably."""
+    now = datetime.now(UTC)
+    line = json.dumps(
+        {"time": now.isoformat(timespec="milliseconds"), "event": event.value, **details}, ensure_ascii=False
+    )
+    append_lines(run.journal, [line])
+
+
+def read_journal(run: RunDirectory) -> tuple[list[Entry], int]:
+    """All whole entries in order, and how many lines were damaged."""
+    rows, damaged = read_json_lines(run.journal)
+    entries: list[Entry] = []
+    for row in rows:
+        try:
+            time = datetime.fromisoformat(row.pop("time")).timestamp()
+            entries.append(Entry(time, str(row.pop("event")), row))
+        except (KeyError, ValueError, TypeError):
+            damaged += 1
+    return entries, damaged

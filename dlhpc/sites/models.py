@@ -1,0 +1,71 @@
+"""The site profile: one YAML file that describes a machine, so that no user has to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dlhpc.spec.base import Duration, MemoryBytes, Model
+
+
+class Node(Model):
+    """What one compute node has. On the local site, absent numbers are read from the machine itself."""
+
+    cores: Annotated[int, Field(ge=1)] | None = None
+    memory: MemoryBytes | None = None
+    gpus: Annotated[int, Field(ge=0)] = 0
+    power_idle_watts: Annotated[float, Field(ge=0)] | None = None
+    power_busy_watts: Annotated[float, Field(ge=0)] | None = None
+
+
+class Queue(Model):
+    """A queue (partition, class) and its limits."""
+
+    name: str
+    max_walltime: Duration | None = None
+    max_nodes: Annotated[int, Field(ge=1)] | None = None
+    node: Node = Node()
+
+
+class Launcher(Model):
+    """How the ranks are started."""
+
+    kind: Literal["auto", "mpirun", "gloo"] = "auto"
+    """`auto`: mpirun where the environment's Horovod was built with MPI, else Horovod's Gloo launcher."""
+    options: list[str] = []
+    """Further options for the launcher, one list item each."""
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    """Environment variables to set before the launcher."""
+
+
+class Environment(Model):
+    """A software environment that jobs may use."""
+
+    prefix: str | None = None
+    """Folder with `bin/python`; if absent, the one that dlhpc itself runs from."""
+
+
+class Paths(Model):
+    """Where things lie. `~` and environment variables are expanded."""
+
+    runs: str = "~/dlhpc-runs"
+    """Folder of runs, on storage that login and compute nodes share; DLHPC_RUNS and --runs come before it."""
+    scratch: str | None = None
+    """Fast folder of each compute node's own."""
+
+
+class Site(Model):
+    """One machine."""
+
+    name: str
+    description: str = ""
+    scheduler: Literal["local"] = "local"
+    queues: Annotated[list[Queue], Field(min_length=1)]
+    """The first is the default."""
+    launcher: Launcher = Launcher()
+    environments: Annotated[dict[str, Environment], Field(min_length=1)] = {"default": Environment()}
+    """By name; the first is the default."""
+    paths: Paths = Paths()
+    kill_grace: Duration = Field(default="10s", validate_default=True)  # type: ignore[assignment]
+    """Time between the scheduler's TERM at the walltime and its KILL."""

@@ -1,0 +1,75 @@
+"""What the models of specs, sites and recipes share: forbidden unknown keys and human-written durations and sizes."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+
+
+class Model(BaseModel):
+    """Base of every model that people write in YAML: unknown keys are errors, values are not converted loosely."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+_UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d))?")
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(sec|min|[smhd])")
+
+
+def parse_duration(value: Any) -> timedelta:
+    """``1:30:00``, ``0:30``, ``2-00:00:00``, ``90min``, ``1h 30m``; a bare number has no unit and is refused."""
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip().lower()
+    if clock := _CLOCK.fullmatch(text):
+        found = {name: int(part or 0) for name, part in clock.groupdict().items()}
+        return timedelta(**found)
+    if parts := _PART.findall(text):
+        if not _PART.sub("", text).strip():
+            return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+    raise ValueError(f"`{value}` is not a duration; write for example 1:30:00, 90min or 2h")
+
+
+def format_duration(duration: timedelta | float) -> str:
+    """``H:MM:SS``, hours may exceed 24; takes a timedelta or seconds."""
+    seconds = round(duration.total_seconds() if isinstance(duration, timedelta) else duration)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta():
+        raise ValueError("must be longer than zero")
+    return value
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(lambda value: _positive(parse_duration(value))),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema({"type": "string", "examples": ["1:30:00", "90min", "2h"]}),
+]
+"""A length of time as people write it; seconds in code are ``.total_seconds()``."""
+
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_size(value: Any) -> int:
+    """``16GB``, ``512MiB``, ``2 g``: bytes as an integer; a bare number is refused, it could be anything."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)b?", str(value).strip().lower())
+    if not found:
+        raise ValueError(f"`{value}` is not a memory size; write for example 16GB or 512MiB")
+    return round(float(found[1]) * _SIZES[found[2]])
+
+
+def _as_bytes(value: Any) -> int:
+    return value if isinstance(value, int) and value > 10**6 else parse_size(value)
+
+
+MemoryBytes = Annotated[
+    int, BeforeValidator(_as_bytes), WithJsonSchema({"type": ["string", "integer"], "examples": ["16GB", "512MiB"]})
+]
+"""An amount of memory in bytes, written with its unit."""
