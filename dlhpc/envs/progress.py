@@ -1,0 +1,116 @@
+"""What people see of a long build: lines for logs, and a live line where standard error is a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+_QUIET_SECONDS = 15.0
+
+
+def clock(seconds: float) -> str:
+    """``M:SS``."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class Progress:
+    """Plain lines on standard error; a running step speaks at most every 15 seconds."""
+
+    def __init__(self) -> None:
+        self.title = ""
+        self.started = self._spoke = time.monotonic()
+
+    def step(self, title: str) -> None:
+        """A step begins."""
+        self.title = title
+        self.started = self._spoke = time.monotonic()
+        self.say(f"… {title}")
+
+    def detail(self, text: str, fraction: float | None = None) -> None:
+        """What the step is doing now; ``fraction`` is 0 to 1 where it is known. Call it as often as you like."""
+        now = time.monotonic()
+        if now - self._spoke >= _QUIET_SECONDS:
+            self._spoke = now
+            self.say(f"    {self._now(text, fraction)}")
+
+    def done(self) -> None:
+        """The step has ended well."""
+        self.say(f"✓ {self.title} ({clock(self.elapsed)})")
+
+    def note(self, sentence: str) -> None:
+        """Something people should know, at any time."""
+        self.say(sentence)
+
+    def close(self) -> None:
+        """Nothing more will come, for whatever reason."""
+
+    def say(self, line: str) -> None:
+        """Write one line."""
+        print(line, file=sys.stderr, flush=True)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the step began."""
+        return time.monotonic() - self.started
+
+    def _now(self, text: str, fraction: float | None) -> str:
+        percent = "" if fraction is None else f"{fraction:4.0%}  "
+        return f"{clock(self.elapsed)}  {percent}{text}"
+
+
+class LiveProgress(Progress):
+    """One line that changes in place, through rich."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self._status: Status | None = None
+
+    def step(self, title: str) -> None:
+        """A step begins."""
+        self.close()
+        self.title = title
+        self.started = time.monotonic()
+        self._status = self._console.status(self._line("", None))
+        self._status.start()
+
+    def detail(self, text: str, fraction: float | None = None) -> None:
+        """Show what the step is doing now."""
+        if self._status is not None:
+            self._status.update(self._line(text, fraction))
+
+    def done(self) -> None:
+        """The step has ended well."""
+        self.close()
+        super().done()
+
+    def close(self) -> None:
+        """Stop the live line."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def say(self, line: str) -> None:
+        """Write one line above the live one."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, text: str, fraction: float | None) -> str:
+        from rich.markup import escape
+
+        room = max(10, self._console.width - len(self.title) - 22)
+        return escape(f"{self.title}  {self._now(text[:room], fraction)}")
+
+
+def for_terminal() -> Progress:
+    """A live line if standard error is a terminal that can show one, else plain lines."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return Progress()
+    from rich.console import Console
+
+    return LiveProgress(Console(stderr=True))
