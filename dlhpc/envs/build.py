@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +24,7 @@ from dlhpc.envs.recipe import HorovodPart, Recipe, SystemPart, requirement_name
 from dlhpc.envs.record import EnvironmentRecord, MpiRecord, read_record, write_record
 from dlhpc.envs.state import FOLDER, Stamps, key_of, locked
 from dlhpc.envs.system import Mpi, apt_install, find_mpi, may_install, missing_error
-from dlhpc.envs.venv import Python, ensure_venv, installed, remove_cut_installations
+from dlhpc.envs.venv import ensure_venv, installed, remove_cut_installations
 from dlhpc.envs.verify import verify
 from dlhpc.errors import CommandError, StorageError, UserError
 from dlhpc.files import storage_errors
@@ -128,10 +130,7 @@ class _Build:
 
     def _dlhpc(self) -> None:
         """dlhpc itself, so that jobs can run in the environment; a checkout's own .venv has it already."""
-        if (
-            Path(importlib.metadata.distribution("dlhpc").locate_file("")).resolve()
-            == self.python.site_packages.resolve()
-        ):
+        if Path(sys.prefix).resolve() == Path(self.python.prefix).resolve():
             return
         source = _checkout()
         if source is None:
@@ -275,18 +274,12 @@ class _Build:
         if part.header is not None:
             return self.python.has_header(part.header)
         folders = os.pathsep.join([str(self.python.executable.parent), os.environ.get("PATH", os.defpath)])
-        return part.command is not None and _which(part.command, folders)
+        return part.command is not None and shutil.which(part.command, path=folders) is not None
 
     def _cannot_compile(self, missing: Iterable[SystemPart]) -> None:
         parts = list(missing)
         if parts:
             raise missing_error([part.what for part in parts], [name for part in parts for name in part.apt])
-
-
-def _which(command: str, folders: str) -> bool:
-    import shutil
-
-    return shutil.which(command, path=folders) is not None
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -331,8 +324,11 @@ def _tree_hash(source: Path) -> str:
     parts: list[Any] = []
     with storage_errors(source, "read"):
         for folder in ("dlhpc", "site", "jobtemplates"):
-            for path in sorted((source / folder).rglob("*")):
-                if path.is_file() and "__pycache__" not in path.parts:
-                    parts.append([str(path.relative_to(source)), horovod.sha256_of(path)])
+            files = [path for path in sorted((source / folder).rglob("*")) if path.is_file()]
+            parts += [
+                [str(path.relative_to(source)), horovod.sha256_of(path)]
+                for path in files
+                if "__pycache__" not in path.parts
+            ]
         parts.append([horovod.sha256_of(source / name) for name in ("setup.py", "setup.cfg", "pyproject.toml")])
     return key_of(parts)

@@ -142,7 +142,7 @@ def stream(
 def _as_interrupt() -> Iterator[None]:
     """While a command runs, TERM and HUP end us as Ctrl-C does, so that the command is ended with us."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}

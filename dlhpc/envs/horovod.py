@@ -202,7 +202,7 @@ class WheelBuilder:
                 raise UserError(
                     f"the downloaded source of Horovod {self.part.version} is not what the recipe's sha256 says",
                     where=archive,
-                    remedy="Check where pip downloads from; if the recipe's version was changed, change sha256 with it.",
+                    remedy="Check where pip downloads from; with another version, the recipe needs another sha256.",
                 )
             with storage_errors(path):
                 _fsync(archive)

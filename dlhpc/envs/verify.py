@@ -84,7 +84,7 @@ def _check(said: list[str], mpi: Mpi | None, log: Path) -> None:
         raise CommandError(
             f"the check of the new environment found {ranks} instead of {RANKS} ranks",
             where=log,
-            remedy="`mpirun` on PATH may belong to another MPI than the compiler wrapper `mpicxx`; put one of them right.",
+            remedy="`mpirun` on PATH may belong to another MPI than `mpicxx`; put one of them right.",
         )
     if mpi is not None and not found.get("mpi_built"):
         raise CommandError("this Horovod was built without MPI", where=log, remedy="Remove its wheel from the cache.")
