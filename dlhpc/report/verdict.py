@@ -1,0 +1,369 @@
+"""What the curves say, in words: does the network learn, over-fit, diverge, or not learn at all?
+
+All functions are pure. A curve is judged after smoothing, against thresholds that scale with the problem:
+
+* *Smoothing* is a running median: it keeps a sudden jump where it is and removes single outliers.
+* *Noise* σ is estimated from the differences of neighbouring raw values (median absolute deviation × 1.4826 / √2),
+  which a slow trend hardly touches.
+* *Guessing* is where every classifier starts: the accuracy of always naming the commonest class, and the entropy of the
+  classes as loss; 1/classes and ln(classes) where classes are equally common or their counts not known.
+* The *scale* of a loss curve is how far it has come down from guessing (or its start, if higher) to its lowest value.
+  A rise counts only if it exceeds all of: a tenth of that scale, a twentieth of the lowest value, and 3 σ. So a good
+  validation loss that trembles between 0.10 and 0.12 is not called over-fitting where guessing costs 3.7.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dlhpc.runs.curves import Point
+
+FEWEST_POINTS = 3
+"""With fewer finite validation losses than this nothing is said about trends."""
+RISE_OF_SCALE = 0.10
+RISE_OF_LOWEST = 0.05
+RISE_IN_SIGMA = 3.0
+MEMORISED = 0.30
+"""A training loss that fell by this fraction has learnt something about its own pictures."""
+BLOWN_UP = 3.0
+"""A last loss this many times above guessing and above the start is divergence, without waiting for a second one."""
+
+
+class VerdictKind(StrEnum):
+    """The one word for a set of curves."""
+
+    TOO_EARLY = "too early"
+    LEARNS = "learns"
+    OVERFITS = "over-fits"
+    DIVERGES = "diverges"
+    DOES_NOT_LEARN = "does not learn"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to tell the user. ``since_epoch`` is where it began: of learning, of over-fitting, of diverging."""
+
+    kind: VerdictKind
+    since_epoch: float | None
+    best_epoch: float | None
+    """See :func:`best_epoch`."""
+    sentence: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve: rising epochs and their values, NaN where a value was not finite."""
+
+    epochs: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def finite(self) -> Series:
+        """Without the values that are not finite."""
+        kept = [(epoch, value) for epoch, value in zip(self.epochs, self.values) if math.isfinite(value)]
+        return Series(tuple(epoch for epoch, _ in kept), tuple(value for _, value in kept))
+
+    def at(self, epoch: float) -> float | None:
+        """The value measured at ``epoch``, if it is finite."""
+        found = [value for when, value in zip(self.epochs, self.values) if when == epoch]
+        return found[-1] if found and math.isfinite(found[-1]) else None
+
+
+def series(points: Sequence[Point], split: str, name: str) -> Series:
+    """One curve out of all points, in the order of its steps."""
+    own = sorted(
+        (point for point in points if (point.split, point.name) == (split, name)), key=lambda point: point.step
+    )
+    return Series(tuple(point.epoch for point in own), tuple(point.value for point in own))
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A smoothed loss curve and what counts as a real rise in it."""
+
+    curve: Series
+    smooth: tuple[float, ...]
+    threshold: float
+
+    @property
+    def lowest(self) -> int:
+        """Index of the lowest smoothed value."""
+        return min(range(len(self.smooth)), key=lambda index: self.smooth[index])
+
+    @property
+    def end(self) -> float:
+        """Median of the last three values."""
+        return statistics.median(self.curve.values[-3:])
+
+    @property
+    def rises(self) -> bool:
+        return self.end - self.smooth[self.lowest] > self.threshold
+
+    @property
+    def rises_since(self) -> float:
+        """Epoch of the first value, after the last low one, that is above half the threshold."""
+        limit = self.smooth[self.lowest] + self.threshold / 2
+        last_low = max(index for index, value in enumerate(self.curve.values) if value <= limit)
+        return self.curve.epochs[min(last_low + 1, len(self.curve) - 1)]
+
+    @property
+    def lowest_epoch(self) -> float:
+        """Epoch of the lowest measured value next to the lowest smoothed one."""
+        near = range(max(0, self.lowest - 1), min(len(self.curve), self.lowest + 2))
+        return self.curve.epochs[min(near, key=lambda index: self.curve.values[index])]
+
+
+def trend(curve: Series, guess_loss: float) -> Trend:
+    """Smooth a loss curve (finite, not empty) and set its threshold; see the top of this module."""
+    count = len(curve)
+    width = 3 if count < 20 else 5 if count < 60 else 9
+    half = width // 2
+    smooth = tuple(statistics.median(curve.values[max(0, i - half) : i + half + 1]) for i in range(count))
+    lowest = min(smooth)
+    scale = max(curve.values[0], guess_loss) - lowest
+    return Trend(curve, smooth, max(RISE_OF_SCALE * scale, RISE_OF_LOWEST * abs(lowest), RISE_IN_SIGMA * noise(curve)))
+
+
+def noise(curve: Series) -> float:
+    """Robust σ of the trembling between neighbouring values; 0 for fewer than four values."""
+    steps = [after - before for before, after in zip(curve.values, curve.values[1:])]
+    if len(steps) < 3:
+        return 0.0
+    middle = statistics.median(steps)
+    return 1.4826 / math.sqrt(2) * statistics.median(abs(step - middle) for step in steps)
+
+
+def best_epoch(points: Sequence[Point]) -> float | None:
+    """Epoch of the highest validation accuracy, ties to the lower loss; without accuracies, of the lowest loss."""
+    losses = series(points, "val", "loss")
+    accuracies = series(points, "val", "accuracy").finite()
+    if len(accuracies):
+        ranked = [
+            (-value, losses.at(epoch) or 0.0, epoch) for epoch, value in zip(accuracies.epochs, accuracies.values)
+        ]
+        return min(ranked)[2]
+    finite = losses.finite()
+    return min(zip(finite.values, finite.epochs))[1] if len(finite) else None
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What guessing gets."""
+
+    accuracy: float
+    error: float
+    """Standard error of that accuracy; an assumed one where the number of pictures is not known."""
+    loss: float
+
+
+def guessing(classes: int, truths: Sequence[int] | None = None) -> Guess:
+    """Accuracy and cross-entropy of knowing only how common each class is; see the top of this module."""
+    total = sum(truths or ())
+    if truths is None or total == 0:
+        chance = 1 / max(classes, 2)
+        return Guess(chance, chance / 6, -math.log(chance))
+    shares = [count / total for count in truths if count > 0]
+    chance = max(shares)
+    entropy = -sum(share * math.log(share) for share in shares)
+    return Guess(chance, math.sqrt(chance * (1 - chance) / total), max(entropy, 1e-6))
+
+
+def judge(
+    points: Sequence[Point],
+    *,
+    classes: int,
+    epochs: float | None = None,
+    truths: Sequence[int] | None = None,
+) -> Verdict:
+    """Judge the curves of a classification.
+
+    ``classes`` is their number; ``epochs`` how many were planned, for "so far"; ``truths`` the number of validation
+    pictures of each class, which tells what guessing costs and how far a guessed accuracy may stray.
+    """
+    train, val = series(points, "train", "loss"), series(points, "val", "loss")
+    best = best_epoch(points)
+    guess = guessing(classes, truths)
+    blown = [since for since in (_blown_up(train, guess.loss), _blown_up(val, guess.loss)) if since is not None]
+    if blown:
+        return _diverges(min(blown), best, "a loss is no longer a finite, sensible number")
+
+    train, val = train.finite(), val.finite()
+    if len(val) < FEWEST_POINTS:
+        return _too_early(len(val), best)
+    so_far = _so_far(val.epochs[-1], epochs)
+    val_trend = trend(val, guess.loss)
+    train_trend = trend(train, guess.loss) if len(train) >= FEWEST_POINTS else None
+    if train_trend is not None and train_trend.rises:
+        return _diverges(train_trend.rises_since, best, "the training loss rises instead of falling", so_far)
+
+    accuracies = series(points, "val", "accuracy").finite()
+    learnt_since = _better_than_guessing(accuracies, val, guess)
+    memorises = train_trend is not None and _fell(train_trend, guess.loss) >= MEMORISED
+    if val_trend.rises and train_trend is not None and (learnt_since is not None or memorises):
+        return _overfits(val_trend.lowest_epoch, best, so_far)
+    if learnt_since is None:
+        if val_trend.rises and not memorises:
+            return _diverges(val_trend.rises_since, best, "the validation loss rises and nothing is learnt", so_far)
+        return (
+            _memorises(val.epochs[0], best, guess.accuracy, so_far)
+            if memorises
+            else _does_not_learn(best, guess.accuracy, so_far)
+        )
+    return _learns(points, learnt_since, best, val_trend, so_far)
+
+
+def _blown_up(curve: Series, guess_loss: float) -> float | None:
+    """Epoch since when the curve ends in values that are not finite or are absurd; None if it does not."""
+    first = next((value for value in curve.values if math.isfinite(value)), guess_loss)
+    limit = BLOWN_UP * max(guess_loss, first)
+    since: float | None = None
+    for epoch, value in zip(reversed(curve.epochs), reversed(curve.values)):
+        if math.isfinite(value) and value <= limit:
+            break
+        since = epoch
+    return since
+
+
+def _fell(falling: Trend, guess_loss: float) -> float:
+    """Fraction of its start (or of guessing, if that is higher) by which a loss came down."""
+    start = max(falling.curve.values[0], guess_loss)
+    return (start - falling.smooth[falling.lowest]) / start
+
+
+def _better_than_guessing(accuracies: Series, losses: Series, guess: Guess) -> float | None:
+    """Since which epoch two measurements in a row (or the last) beat guessing; None if that never happened.
+
+    Accuracies must beat it by three binomial standard errors; without accuracies the loss must be a tenth lower.
+    """
+    if len(accuracies):
+        beats = [value > guess.accuracy + 3 * guess.error for value in accuracies.values]
+        epochs = accuracies.epochs
+    else:
+        beats = [value < 0.9 * guess.loss for value in losses.values]
+        epochs = losses.epochs
+    for index, epoch in enumerate(epochs):
+        if all(beats[index : index + 2]):
+            return epoch
+    return None
+
+
+def _so_far(reached: float, epochs: float | None) -> str:
+    return f"So far (epoch {show(reached)} of {show(epochs)}): " if epochs is not None and reached < epochs else ""
+
+
+def show(number: float) -> str:
+    """An epoch as people write it: 12, 0.5, 33.25."""
+    return f"{number:.2f}".rstrip("0").rstrip(".")
+
+
+def _sentence(so_far: str, text: str) -> str:
+    return so_far + (text[0].lower() + text[1:] if so_far else text)
+
+
+def _too_early(count: int, best: float | None) -> Verdict:
+    have = {0: "There is no validation result yet", 1: "There is one validation result"}
+    return Verdict(
+        VerdictKind.TOO_EARLY,
+        None,
+        best,
+        f"{have.get(count, f'There are {count} validation results')}: too few to judge the curves.",
+        f"Wait for at least {FEWEST_POINTS} validations, then write the report again.",
+    )
+
+
+def _diverges(since: float, best: float | None, what: str, so_far: str = "") -> Verdict:
+    return Verdict(
+        VerdictKind.DIVERGES,
+        since,
+        best,
+        _sentence(so_far, f"The training diverges from epoch {show(since)}: {what}."),
+        "Lower learning_rate.base by a factor of 3 to 10, or add learning_rate.warmup_epochs. If that does not help, "
+        "look for damaged or wrongly labelled pictures.",
+    )
+
+
+def _overfits(since: float, best: float | None, so_far: str) -> Verdict:
+    keep = f" The best checkpoint is from epoch {show(best)}, and it is kept." if best is not None else ""
+    return Verdict(
+        VerdictKind.OVERFITS,
+        since,
+        best,
+        _sentence(
+            so_far,
+            f"The network over-fits from epoch {show(since)}: the training loss goes on falling while the validation "
+            "loss rises. It learns its training pictures by heart.",
+        ),
+        "Add pictures or augmentation (augment.flip_horizontal, augment.shift_pixels), raise optimizer.weight_decay, "
+        f"choose a smaller network, or train for fewer epochs.{keep}",
+    )
+
+
+def _memorises(since: float, best: float | None, chance: float, so_far: str) -> Verdict:
+    return Verdict(
+        VerdictKind.OVERFITS,
+        since,
+        best,
+        _sentence(
+            so_far,
+            f"The network over-fits from the start (epoch {show(since)}): the training loss falls, but validation stays "
+            f"no better than guessing ({chance:.1%}).",
+        ),
+        "Check that training and validation pictures show the same things and have the right labels; then add pictures "
+        "or augmentation, or choose a smaller network.",
+    )
+
+
+def _does_not_learn(best: float | None, chance: float, so_far: str) -> Verdict:
+    return Verdict(
+        VerdictKind.DOES_NOT_LEARN,
+        None,
+        best,
+        _sentence(
+            so_far, f"The network does not learn: its validation results are no better than guessing ({chance:.1%})."
+        ),
+        "Try learning_rate.base 10 times lower and 10 times higher, another network or optimizer.name: adam, and more "
+        "epochs. Check that the labels are right.",
+    )
+
+
+def _learns(points: Sequence[Point], since: float, best: float | None, val: Trend, so_far: str) -> Verdict:
+    accuracy = series(points, "val", "accuracy").at(best) if best is not None else None
+    reached = (
+        f"; validation accuracy is highest at epoch {show(best)} with {accuracy:.1%}"
+        if accuracy is not None and best is not None
+        else ""
+    )
+    two_thirds = val.smooth[(2 * len(val.smooth)) // 3]
+    still_falling = two_thirds - val.end > max(val.threshold / 2, 0.05 * abs(two_thirds))
+    falls = (
+        "training and validation loss both fall"
+        if len(series(points, "train", "loss"))
+        else "the validation loss falls"
+    )
+    gap = _gap(points, best)
+    if still_falling:
+        advice = "The validation loss was still falling at the end: more epochs may give a better network."
+    else:
+        advice = "The validation loss has settled: more epochs alone would change little."
+    if gap is not None and gap > 0.15:
+        advice += (
+            f" Training accuracy is {gap * 100:.0f} points above validation accuracy: more pictures or augmentation "
+            "would help most."
+        )
+    return Verdict(VerdictKind.LEARNS, since, best, _sentence(so_far, f"The network learns: {falls}{reached}."), advice)
+
+
+def _gap(points: Sequence[Point], best: float | None) -> float | None:
+    """Training minus validation accuracy at the best epoch."""
+    if best is None:
+        return None
+    train = series(points, "train", "accuracy").at(best)
+    val = series(points, "val", "accuracy").at(best)
+    return None if train is None or val is None else train - val
