@@ -107,9 +107,9 @@ def new_run_name(name: str, now: datetime) -> str:
 
 
 def create_run(
-    runs: Path, name: str, fill: Callable[[RunDirectory], None], *, now: datetime | None = None
+    runs: Path, name: str, fill: Callable[[RunDirectory, RunDirectory], None], *, now: datetime | None = None
 ) -> RunDirectory:
-    """Make a new run directory in ``runs``: ``fill`` writes its files in a hidden folder, then it appears whole.
+    """Make a new run directory in ``runs``: ``fill(hidden, final)`` writes ``hidden``, which then appears as ``final``.
 
     A process that dies in between leaves a hidden ``.new-…`` folder that no command takes for a run.
     ``fill`` is called again under another name in the unlikely case that the name is taken.
@@ -124,7 +124,7 @@ def create_run(
                 hidden.mkdir()
                 for folder in ("logs", "attempts", "checkpoints"):
                     (hidden / folder).mkdir()
-            fill(RunDirectory(hidden))
+            fill(RunDirectory(hidden), RunDirectory(final))
             with storage_errors(final, "create"):
                 fsync_folder(hidden)
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,7 +15,7 @@ class Node(Model):
 
     cores: Annotated[int, Field(ge=1)] | None = None
     memory: MemoryBytes | None = None
-    gpus: Annotated[int, Field(ge=0)] = 0
+    gpus: Annotated[int, Field(ge=0)] | None = None
     power_idle_watts: Annotated[float, Field(ge=0)] | None = None
     power_busy_watts: Annotated[float, Field(ge=0)] | None = None
 
@@ -67,5 +68,5 @@ class Site(Model):
     environments: Annotated[dict[str, Environment], Field(min_length=1)] = {"default": Environment()}
     """By name; the first is the default."""
     paths: Paths = Paths()
-    kill_grace: Duration = Field(default="10s", validate_default=True)  # type: ignore[assignment]
+    kill_grace: Duration = timedelta(seconds=10)
     """Time between the scheduler's TERM at the walltime and its KILL."""

@@ -28,9 +28,8 @@ def parse_duration(value: Any) -> timedelta:
     if clock := _CLOCK.fullmatch(text):
         found = {name: int(part or 0) for name, part in clock.groupdict().items()}
         return timedelta(**found)
-    if parts := _PART.findall(text):
-        if not _PART.sub("", text).strip():
-            return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+    if (parts := _PART.findall(text)) and not _PART.sub("", text).strip():
+        return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
     raise ValueError(f"`{value}` is not a duration; write for example 1:30:00, 90min or 2h")
 
 

@@ -78,7 +78,8 @@ class Data(Model):
     width: Annotated[int, Field(ge=8, le=8192)] = 256
     height: Annotated[int, Field(ge=8, le=8192)] = 256
     resize: Literal["squash", "crop", "fill", "half_crop"] = "squash"
-    """`squash` ignores the aspect ratio, `crop` cuts the longer side, `fill` pads the shorter one, `half_crop` does half of each."""
+    """`squash` ignores the aspect ratio, `crop` cuts the longer side, `fill` pads the shorter one, `half_crop` does
+    half of each."""
     broken: Literal["skip", "fail"] = "fail"
     """What to do with a picture that is empty, truncated or not a picture. It is named either way."""
     normalize: Literal["pixel", "image", "none"] = "pixel"
@@ -164,7 +165,7 @@ class LearningRate(Model):
     policy: Literal["fixed", "step", "multistep", "exp", "inv", "poly", "sigmoid", "cosine", "linear"] = "step"
     step: Percent = 33.0
     """step: the rate is multiplied by `gamma` after every so many percent; sigmoid: where the middle of the fall is."""
-    steps: list[Percent] = [50.0, 85.0]
+    steps: tuple[Percent, ...] = (50.0, 85.0)
     """multistep: multiplied by `gamma` at these percents."""
     gamma: Annotated[float, Field(gt=0)] = 0.1
     """step, multistep: factor; exp: base γ^percent; inv, sigmoid: slope per percent."""
@@ -179,8 +180,8 @@ class LearningRate(Model):
 
     @field_validator("steps")
     @classmethod
-    def _rising(cls, steps: list[float]) -> list[float]:
-        if not steps or sorted(set(steps)) != steps:
+    def _rising(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
+        if not steps or sorted(set(steps)) != list(steps):
             raise ValueError("must be one or more rising percents, for example [50, 85]")
         return steps
 

@@ -1,0 +1,115 @@
+"""The command line: one module per group of commands, imported only when its command runs.
+
+A login node's shared file system makes every import dear, so `dlhpc --help` reads the short texts below and nothing
+else.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from dlhpc import __version__
+from dlhpc.errors import DlhpcError
+
+_COMMANDS = {
+    "init": ("dlhpc.cli.init:init", "Look at a folder of pictures and write a first spec."),
+    "plan": ("dlhpc.cli.plan:plan", "Show everything that submit would do."),
+    "render": ("dlhpc.cli.plan:render", "Write the job script to standard output."),
+    "submit": ("dlhpc.cli.submit:submit", "Submit a training to the queue."),
+    "status": ("dlhpc.cli.status:status", "Show where runs stand."),
+    "watch": ("dlhpc.cli.watch:watch", "Follow a run with live curves in the terminal."),
+    "logs": ("dlhpc.cli.status:logs", "Show what a run printed."),
+    "cancel": ("dlhpc.cli.status:cancel", "End a run and all its processes."),
+    "resume": ("dlhpc.cli.status:resume", "Go on with a run that is over but not finished."),
+    "report": ("dlhpc.cli.report:report", "Write the report of a run as one web page."),
+    "predict": ("dlhpc.cli.predict:predict", "Let a trained network name pictures."),
+    "env": ("dlhpc.cli.env:env", "Build software environments (for centre staff)."),
+}
+
+
+class LazyGroup(click.Group):
+    """Commands from a table of `module:function`, imported when used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            raise click.UsageError(
+                f"There is no command `{args[0]}`." + (f" Did you mean `{near[0]}`?" if near else ""), ctx
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", message="dlhpc %(version)s")
+@click.option("--debug", is_flag=True, help="Show the full trace of an error.")
+def cli(debug: bool) -> None:
+    """Deep-learning training through the batch queue: pictures in, trained network and report out.
+
+    \b
+    Example:
+      dlhpc init classification photos/     look at the folder, write photos.yaml
+      dlhpc submit photos.yaml --wait       train
+      dlhpc report last                     read how it went
+    """
+
+
+def main() -> None:
+    """Entry point of the `dlhpc` command: runs it, and turns every expected failure into a short message.
+
+    Exit codes: 2 for a user's mistake, 1 for everything else that failed, 130 after Ctrl-C.
+    """
+    debug = "--debug" in sys.argv[1:]
+    try:
+        cli.main(standalone_mode=False)
+    except DlhpcError as error:
+        if debug:
+            raise
+        click.echo(f"dlhpc: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        if debug:
+            raise
+        click.echo("\ndlhpc: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone; what is left to say has no reader.
+        sys.stderr.close()
+        sys.exit(1)
+    except MemoryError:
+        click.echo("dlhpc: this machine has no memory left for the command", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"dlhpc: unexpected {type(error).__name__}: {error}\n"
+            "  → This is a fault of dlhpc. Run again with `dlhpc --debug …` and send the output to its developers.",
+            err=True,
+        )
+        sys.exit(1)

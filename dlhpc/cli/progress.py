@@ -1,0 +1,120 @@
+"""Waiting for a run with a progress display: a bar on a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from dlhpc.runs.state import RunState
+
+if TYPE_CHECKING:
+    from dlhpc.jobs.follow import RunStatus
+    from dlhpc.runs.directory import RunDirectory
+
+
+def follow(run: RunDirectory, *, shortest: float = 0.5, longest: float = 15.0) -> Iterator[RunStatus]:
+    """The run's status again and again until it is over; waits longer (seconds) while nothing changes."""
+    from dlhpc.jobs.follow import status
+
+    pause = shortest
+    before: RunStatus | None = None
+    while True:
+        now = status(run)
+        yield now
+        if now.state.is_over:
+            return
+        pause = shortest if before is None or now != before else min(longest, pause * 1.3)
+        before = now
+        time.sleep(pause)
+
+
+def wait_for(run: RunDirectory, *, quiet: bool = False) -> RunStatus:
+    """Wait until the run is over; Ctrl-C stops the waiting, not the run."""
+    try:
+        if quiet:
+            *_, final = follow(run)
+        elif sys.stdout.isatty():
+            final = _with_bar(run)
+        else:
+            final = _with_lines(run)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nStopped waiting; the run goes on. See it with `dlhpc watch {run.name}`, "
+            f"end it with `dlhpc cancel {run.name}`.",
+            err=True,
+        )
+        raise SystemExit(130) from None
+    if not quiet:
+        tell_end(run, final)
+    return final
+
+
+def tell_end(run: RunDirectory, final: RunStatus) -> None:
+    """One or two lines on how the run ended, and where to look next."""
+    if final.state is RunState.FINISHED:
+        click.echo(f"Finished {run.name} after {final.epoch} epochs.")
+        return
+    click.echo(f"{run.name} {final.state.value}: {final.reason or 'no reason on record'}", err=True)
+    click.echo(f"  → dlhpc logs {run.name}", err=True)
+
+
+def latest_numbers(run: RunDirectory) -> str:
+    """The last measured losses and accuracy, for one line."""
+    from dlhpc.runs.curves import read_points
+
+    last = {(point.split, point.name): point.value for point in read_points(run.curves)[0]}
+    shown = [
+        f"{split} {name} {last[split, name]:.1%}" if name == "accuracy" else f"{split} {name} {last[split, name]:.3f}"
+        for split, name in (("train", "loss"), ("val", "loss"), ("val", "accuracy"))
+        if (split, name) in last
+    ]
+    return "  ".join(shown)
+
+
+def _with_bar(run: RunDirectory) -> RunStatus:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+    ) as bar:
+        task = bar.add_task("queued", total=None, numbers="")
+        for now in follow(run):
+            again = f" (attempt {now.attempt})" if now.attempt > 1 else ""
+            bar.update(
+                task,
+                description=f"{now.state.value}{again}",
+                completed=now.epoch,
+                total=now.epochs,
+                numbers=latest_numbers(run),
+            )
+    return now
+
+
+def _with_lines(run: RunDirectory) -> RunStatus:
+    said = ""
+    for now in follow(run):
+        line = f"{now.state.value}{f'  attempt {now.attempt}' if now.attempt > 1 else ''}"
+        if now.epochs:
+            line += f"  epoch {now.epoch}/{now.epochs}  {latest_numbers(run)}"
+        elif now.reason:
+            line += f"  {now.reason}"
+        if line != said:
+            click.echo(line)
+            said = line
+    return now

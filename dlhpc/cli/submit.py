@@ -1,0 +1,51 @@
+"""``dlhpc submit``: from a spec to a job in the queue, and with ``--wait`` to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dlhpc.cli.common import print_json, runs_option, set_option, the_folder
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@runs_option
+@set_option
+@click.option("--wait", is_flag=True, help="Stay and show the progress until the run is over.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: run, path, state, job_id …")
+def submit(
+    spec: Path, runs: str | None, site: str | None, settings: tuple[str, ...], wait: bool, as_json: bool
+) -> None:
+    """Submit the training that SPEC asks for.
+
+    \b
+    Examples:
+      dlhpc submit photos.yaml --wait
+      dlhpc submit photos.yaml --set training.epochs=60 --set job.ranks_per_node=2
+    """
+    from dlhpc.jobs.follow import status
+    from dlhpc.jobs.plan import make_plan
+    from dlhpc.jobs.submit import create, submit_attempt
+
+    folder = the_folder(runs, site)
+    planned = make_plan(spec, runs=folder, site=site, settings=settings)
+    for warning in planned.plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    run = create(planned, folder)
+    job_id = submit_attempt(run, 1)
+    if not as_json:
+        click.echo(f"Submitted {run.name} as job {job_id}\n  {run.path}")
+    if not wait:
+        if as_json:
+            print_json(status(run).as_json())
+        else:
+            click.echo(f"Follow it with:  dlhpc watch {run.name}")
+        return
+    from dlhpc.cli.progress import wait_for
+
+    final = wait_for(run, quiet=as_json)
+    if as_json:
+        print_json(final.as_json())
+    raise SystemExit(0 if final.state.value == "finished" else 1)

@@ -1,0 +1,51 @@
+"""Finding runs by what a person types: a name, the beginning of one, a path, or `last`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from dlhpc.errors import UserError
+from dlhpc.files import storage_errors
+from dlhpc.runs.directory import RunDirectory
+
+
+def all_runs(runs: Path) -> list[RunDirectory]:
+    """Every run in the folder, oldest first; a folder that does not exist holds none."""
+    if not runs.exists():
+        return []
+    with storage_errors(runs, "list"):
+        found = [entry for entry in runs.iterdir() if not entry.name.startswith(".")]
+    return [RunDirectory(entry) for entry in sorted(found, key=_by_time) if (entry / "journal.jsonl").exists()]
+
+
+def _by_time(path: Path) -> tuple[str, str]:
+    """Run names end in ``-YYYYMMDD-HHMMSS-xxxx``."""
+    return path.name[-20:], path.name
+
+
+def find_run(named: str, runs: Path) -> RunDirectory:
+    """The run that ``named`` means; :class:`UserError` if there is none or more than one."""
+    path = Path(named).expanduser()
+    if "/" in named or named in (".", ".."):
+        run = RunDirectory(path.absolute())
+        if not run.journal.exists():
+            raise UserError("is not a run directory", where=path, remedy="`dlhpc status` lists the runs.")
+        return run
+    known = all_runs(runs)
+    if named == "last":
+        if not known:
+            raise UserError("there is no run yet", where=runs, remedy="Start one with `dlhpc submit SPEC`.")
+        return known[-1]
+    exact = [run for run in known if run.name == named]
+    matches = exact or [run for run in known if run.name.startswith(named) or run.name.endswith(f"-{named}")]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(run.name for run in matches[-5:])
+        raise UserError(
+            f"`{named}` could be any of {len(matches)} runs", where=runs, remedy=f"Give more of it: {names}"
+        )
+    near = difflib.get_close_matches(named, [run.name for run in known], n=1, cutoff=0.4)
+    remedy = f"Did you mean `{near[0]}`? " if near else ""
+    raise UserError(f"there is no run `{named}`", where=runs, remedy=f"{remedy}`dlhpc status` lists the runs.")
