@@ -1,0 +1,237 @@
+"""The batch system of a machine that has none: a queue, walltime and cancelling, without a daemon.
+
+Jobs take the machine's cores and GPUs first come, first served. All that is known of them lies in a folder
+(:mod:`~dlhpc.schedulers.local_spool`); a running job has one small supervisor process
+(:mod:`~dlhpc.schedulers.local_supervisor`), a waiting one has none.
+
+Settings: ``DLHPC_LOCAL_SPOOL`` (where jobs are kept), ``DLHPC_LOCAL_CORES`` and ``DLHPC_LOCAL_GPUS`` (how many to
+offer).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
+from dlhpc.files import storage_errors
+from dlhpc.schedulers.base import JobRequest, JobState, JobStatus
+from dlhpc.schedulers.local_processes import OWN_VARIABLES, birth, boot_id
+from dlhpc.schedulers.local_queue import (
+    CANCELLED,
+    View,
+    advance,
+    is_alive,
+    look_after,
+    offered_cores,
+    offered_gpus,
+    why_waiting,
+)
+from dlhpc.schedulers.local_spool import Ended, Job, JobFolder, Spool, Started, parse_id
+
+CANCEL_MARGIN_S = 20.0
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY|AUTH", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"://[^/\s]*:[^/\s]*@")
+
+
+def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of the submitting user's environment the job gets. It waits in a file, so nothing that looks secret."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in OWN_VARIABLES and not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
+    }
+
+
+class LocalScheduler:
+    """See :class:`dlhpc.schedulers.base.Scheduler`."""
+
+    def submit(self, request: JobRequest) -> str:
+        """Queue the job, start it if there is room, and give its id. Twice with one tag gives the same job."""
+        spool = Spool.here()
+        self._refuse_impossible(request)
+        job = Job(
+            tag=request.tag,
+            name=request.name,
+            script=os.path.abspath(request.script),
+            log=os.path.abspath(request.log),
+            arguments=list(request.arguments),
+            cores=request.cores,
+            gpus=request.gpus,
+            walltime_seconds=request.walltime_seconds,
+            kill_grace_seconds=request.kill_grace_seconds,
+            submitted=time.time(),
+            token=secrets.token_hex(16),
+        )
+        with storage_errors(job.script, "read"), open(job.script, "rb"):
+            pass
+        with storage_errors(job.log):
+            Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+        with spool.lock():
+            folder = spool.tagged(request.tag) or spool.add(job, kept_environment(os.environ))
+            try:
+                spool.prune()
+                advance(spool)
+            except DlhpcError:
+                pass  # the job is safely queued; what is wrong shows in its status
+        return spool.job_id(folder)
+
+    def query(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """Where these jobs stand. This also starts what can start, so that a queue goes on after a reboot."""
+        spool = Spool.here()
+        view = View()
+        if not job_ids:
+            return {}
+        if spool.live():
+            try:
+                with spool.lock():
+                    view = advance(spool)
+            except DlhpcError as error:
+                view = View(trouble=error)
+        kept: dict[str, dict[int, JobFolder]] = {spool.host: spool.numbered()}
+        answer: dict[str, JobStatus] = {}
+        for job_id in job_ids:
+            known = parse_id(job_id)
+            if known is None:
+                answer[job_id] = JobStatus(job_id, JobState.GONE)
+                continue
+            number, host = known
+            if host not in kept:
+                kept[host] = Spool.of(host).numbered()
+            folder = kept[host].get(number)
+            if folder is None:
+                answer[job_id] = JobStatus(job_id, JobState.GONE)
+            elif host == spool.host:
+                answer[job_id] = self._status(job_id, folder, view, spool)
+            else:
+                answer[job_id] = self._status_elsewhere(job_id, folder, host)
+        return answer
+
+    def find(self, tag: str) -> str | None:
+        """The id of the job with this tag, also one of another host that shares this home."""
+        here = Spool.here()
+        others: list[Spool] = []
+        if here.folder.parent.is_dir():
+            with storage_errors(here.folder.parent, "read"):
+                others = [Spool(path) for path in sorted(here.folder.parent.iterdir()) if path != here.folder]
+        for spool in [here, *others]:
+            if (folder := spool.tagged(tag)) is not None:
+                return spool.job_id(folder)
+        return None
+
+    def cancel(self, job_id: str) -> None:
+        """End the job: TERM to its script, KILL to all its processes after its grace. Returns when none is left."""
+        spool = Spool.here()
+        known = parse_id(job_id)
+        if known is None:
+            return
+        number, host = known
+        if host != spool.host:
+            elsewhere = Spool.of(host).folder_of(number)
+            if elsewhere is not None and not elsewhere.has_ended():
+                raise UserError(f"job {job_id} belongs to the machine {host}", remedy="Repeat the command there.")
+            return
+        if spool.folder_of(number) is None:
+            return
+        with spool.lock():
+            folder = spool.folder_of(number)
+            if folder is None or folder.has_ended():
+                return
+            now = time.time()
+            if not folder.has_started() and folder.claim(
+                Started(os.getpid(), birth(os.getpid()) or "", boot_id(), 0, [], now)
+            ):
+                folder.record_end(Ended(None, CANCELLED, None, now))
+                advance(spool)
+                return
+            if look_after(folder, CANCELLED) is None:
+                advance(spool)
+                return
+            os.kill(folder.started().pid, signal.SIGUSR1)
+        self._await_end(spool, number, job_id)
+
+    @staticmethod
+    def _await_end(spool: Spool, number: int, job_id: str) -> None:
+        """Wait for a supervisor that was asked to end its job; it has the job's grace and some more."""
+        folder = spool.folder_of(number)
+        grace = CANCEL_MARGIN_S
+        try:
+            if folder is not None:
+                grace += folder.job().kill_grace_seconds
+        except StorageError:
+            pass
+        until = time.monotonic() + grace
+        while (folder := spool.folder_of(number)) is not None and not folder.has_ended():
+            try:
+                alive = is_alive(folder.started())
+            except StorageError:
+                continue  # it is being put away at this moment
+            if not alive:
+                with spool.lock():
+                    look_after(folder, CANCELLED)
+                    advance(spool)
+                return
+            if time.monotonic() > until:
+                raise CommandError(
+                    f"job {job_id} was told to end, and has not within {grace:.0f} s",
+                    remedy="Ask for its status later; a process may be stuck in the file system.",
+                )
+            time.sleep(0.03)
+
+    @staticmethod
+    def _refuse_impossible(request: JobRequest) -> None:
+        cores = offered_cores()
+        if request.cores > cores:
+            raise UserError(
+                f"the job asks for {request.cores} cores and this machine offers {cores}",
+                remedy="Ask for fewer ranks or cores per rank, or submit on a larger machine.",
+            )
+        if request.gpus and request.gpus > (gpus := offered_gpus()):
+            raise UserError(
+                f"the job asks for {request.gpus} GPUs and this machine offers {gpus}",
+                remedy="Ask for fewer GPUs, or submit on a machine that has them.",
+            )
+
+    @staticmethod
+    def _status(job_id: str, folder: JobFolder, view: View, spool: Spool) -> JobStatus:
+        try:
+            if folder.has_ended():
+                return _ended(job_id, folder)
+            if not folder.has_started():
+                folder.job()
+                return JobStatus(job_id, JobState.QUEUED, reason=why_waiting(folder, view, spool))
+            started = folder.started()
+            if is_alive(started):
+                return JobStatus(job_id, JobState.RUNNING, started=started.started)
+            if folder.has_ended():
+                return _ended(job_id, folder)
+        except StorageError as error:
+            if any(running.folder == folder for running in view.running):
+                return JobStatus(job_id, JobState.RUNNING, reason=error.what)
+            moved = spool.folder_of(folder.number)
+            if moved is not None and moved != folder:
+                return LocalScheduler._status(job_id, moved, view, spool)
+            return JobStatus(job_id, JobState.UNKNOWN, reason=f"{error.where}: {error.what}")
+        trouble = "" if view.trouble is None else f": {view.trouble.what}"
+        return JobStatus(
+            job_id, JobState.UNKNOWN, reason=f"its supervisor is gone, and this cannot be recorded{trouble}"
+        )
+
+    @staticmethod
+    def _status_elsewhere(job_id: str, folder: JobFolder, host: str) -> JobStatus:
+        try:
+            if folder.has_ended():
+                return _ended(job_id, folder)
+        except StorageError as error:
+            return JobStatus(job_id, JobState.UNKNOWN, reason=f"{error.where}: {error.what}")
+        return JobStatus(job_id, JobState.UNKNOWN, reason=f"it belongs to the machine {host}: ask there")
+
+
+def _ended(job_id: str, folder: JobFolder) -> JobStatus:
+    end = folder.ended()
+    return JobStatus(job_id, JobState.ENDED, end.exit_code, end.reason, end.started, end.ended)

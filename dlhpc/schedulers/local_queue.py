@@ -1,0 +1,274 @@
+"""The local scheduler's queue: what this machine offers, which job is next, and how one is started.
+
+There is no daemon. Whoever submits, asks or cancels, and each job's supervisor when its job is over, calls
+:func:`advance`, which puts away what has ended and starts what fits, first come, first served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
+from dlhpc.process import ask
+from dlhpc.schedulers.local_processes import (
+    JOB_VARIABLE,
+    SUPERVISOR_VARIABLE,
+    TOKEN_VARIABLE,
+    birth,
+    boot_id,
+    kill_all,
+    members,
+)
+from dlhpc.schedulers.local_spool import Ended, JobFolder, Spool, Started
+
+START_PATIENCE_S = 30.0
+CANCELLED = "cancelled"
+WALLTIME = "walltime"
+RESTARTED = "the machine was restarted while the job ran"
+SUPERVISOR_GONE = "its supervisor was killed"
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the machine offers to jobs."""
+
+    cores: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A queued job, reduced to what it needs."""
+
+    folder: JobFolder
+    cores: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running job, reduced to what it holds."""
+
+    folder: JobFolder
+    cores: int
+    gpus: frozenset[int]
+
+
+@dataclass(frozen=True)
+class View:
+    """The queue as :func:`advance` leaves it."""
+
+    running: tuple[Running, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    capacity: Capacity | None = None
+    trouble: DlhpcError | None = None
+    """Why the first waiting job could not be started although it fits, or why nothing could be looked at."""
+
+
+def offered_cores() -> int:
+    """Cores that jobs may use: ``DLHPC_LOCAL_CORES``, or those that this process may run on."""
+    if (chosen := _number("DLHPC_LOCAL_CORES")) is not None:
+        return chosen
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def offered_gpus() -> int:
+    """GPUs that jobs may use: ``DLHPC_LOCAL_GPUS``, or what NVIDIA's driver lists."""
+    if (chosen := _number("DLHPC_LOCAL_GPUS")) is not None:
+        return chosen
+    with contextlib.suppress(CommandError):
+        answer = ask(["nvidia-smi", "-L"], timeout=20)
+        if answer.code == 0:
+            return sum(line.startswith("GPU ") for line in answer.out.splitlines())
+    return 0
+
+
+def _number(variable: str) -> int | None:
+    word = os.environ.get(variable, "").strip()
+    if not word:
+        return None
+    if not (word.isascii() and word.isdecimal()):
+        raise UserError(f"{variable} is `{word}`", remedy="Set it to a whole number, or unset it.")
+    return int(word)
+
+
+def choose(
+    waiting: Sequence[Waiting], running: Sequence[Running], capacity: Capacity
+) -> list[tuple[Waiting, list[int]]]:
+    """The jobs to start now, each with its GPUs. Strictly in order: nobody overtakes a job that waits for room."""
+    cores = capacity.cores - sum(job.cores for job in running)
+    held = frozenset[int]().union(*(job.gpus for job in running))
+    gpus = [gpu for gpu in range(capacity.gpus) if gpu not in held]
+    chosen: list[tuple[Waiting, list[int]]] = []
+    for job in waiting:
+        if job.cores > cores or job.gpus > len(gpus):
+            break
+        chosen.append((job, gpus[: job.gpus]))
+        cores -= job.cores
+        gpus = gpus[job.gpus :]
+    return chosen
+
+
+def is_alive(started: Started) -> bool:
+    """Whether the very process that took the job still lives."""
+    return started.boot == boot_id() and started.birth == birth(started.pid)
+
+
+def advance(spool: Spool) -> View:
+    """Bring the queue up to date. Only under the lock."""
+    running: list[Running] = []
+    waiting: list[Waiting] = []
+    for folder in spool.live():
+        if not folder.has_ended() and folder.has_started() and (holder := look_after(folder)) is not None:
+            running.append(holder)
+        elif folder.has_ended():
+            spool.put_away(folder)
+        elif not folder.has_started():
+            with contextlib.suppress(StorageError):  # damaged: it is shown as unknown, and holds up nobody
+                job = folder.job()
+                waiting.append(Waiting(folder, job.cores, job.gpus))
+    gpus_matter = any(job.gpus for job in waiting)
+    capacity = Capacity(offered_cores(), offered_gpus() if gpus_matter else 0)
+    trouble: DlhpcError | None = None
+    for next_one, gpus in choose(waiting, running, capacity):
+        try:
+            start(spool, next_one.folder, gpus)
+        except DlhpcError as error:
+            trouble = error
+            break
+        waiting.remove(next_one)
+        running.append(Running(next_one.folder, next_one.cores, frozenset(gpus)))
+    return View(tuple(running), tuple(waiting), capacity, trouble)
+
+
+def look_after(folder: JobFolder, reason: str | None = None) -> Running | None:
+    """What a started job holds, if it lives; otherwise end what is left of it and record that. Only under the lock.
+
+    ``reason`` is what to record; by default how its supervisor was lost.
+    """
+    token: str | None = None
+    began: float | None = None
+    with contextlib.suppress(StorageError):
+        token = folder.job().token
+    try:
+        started = folder.started()
+    except StorageError:
+        # Nobody knows who runs it. As long as there are processes of it, it runs.
+        if reason is None and token is not None and members(token):
+            job = folder.job()
+            return Running(folder, job.cores, frozenset())
+        lost = SUPERVISOR_GONE
+    else:
+        if is_alive(started):
+            return Running(folder, started.cores, frozenset(started.gpus))
+        began = started.started
+        lost = SUPERVISOR_GONE if started.boot == boot_id() else RESTARTED
+    if folder.has_ended():  # it took its leave while we looked
+        return None
+    if token is not None:
+        kill_all(token)
+    with contextlib.suppress(StorageError):  # a full disk: it is recorded another time
+        folder.record_end(Ended(None, reason or lost, began, time.time()))
+    return None
+
+
+def start(spool: Spool, folder: JobFolder, gpus: Sequence[int]) -> None:
+    """Start a job's supervisor and wait until it has taken the job. Only under the lock.
+
+    Raises :class:`StorageError` or :class:`CommandError` if it could not; the job then still waits.
+    """
+    package_root = Path(__file__).resolve().parents[2]
+    # `-P` and the appended path: modules are not taken from the folder that the user happens to be in.
+    code = (
+        "import sys; sys.path.append(sys.argv.pop(1)); "
+        "from dlhpc.schedulers.local_supervisor import main; sys.exit(main(sys.argv[1:]))"
+    )
+    read_end, write_end = os.pipe()
+    try:
+        environment = {k: v for k, v in os.environ.items() if k not in (JOB_VARIABLE, TOKEN_VARIABLE)}
+        listed = ",".join(str(gpu) for gpu in gpus)
+        argv = [
+            sys.executable,
+            "-P",
+            "-c",
+            code,
+            str(package_root),
+            str(spool.folder),
+            str(folder.path),
+            str(write_end),
+            listed,
+        ]
+        try:
+            first = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={**environment, SUPERVISOR_VARIABLE: "1"},
+                pass_fds=(write_end,),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CommandError(f"cannot start the job's supervisor: {error}", where=sys.executable) from error
+        os.close(write_end)
+        write_end = -1
+        until = time.monotonic() + START_PATIENCE_S
+        said = b""
+        while select.select([read_end], [], [], max(until - time.monotonic(), 0))[0]:
+            piece = os.read(read_end, 4096)
+            if not piece:
+                break
+            said += piece
+        if not said and not folder.has_started():  # whatever it still does, it must not take the job later
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    finally:
+        os.close(read_end)
+        if write_end >= 0:
+            os.close(write_end)
+    if said != b"ok" and not folder.has_started():
+        why = said.decode(errors="replace") or f"it died, or did not begin within {START_PATIENCE_S:.0f} s"
+        raise CommandError(f"the job's supervisor could not take the job: {why}", where=folder.path)
+
+
+def why_waiting(folder: JobFolder, view: View, spool: Spool) -> str | None:
+    """A sentence for a queued job: what it waits for, with numbers."""
+    if view.trouble is not None and view.waiting and view.waiting[0].folder == folder:
+        return f"could not be started: {view.trouble.what}"
+    job = next((job for job in view.waiting if job.folder == folder), None)
+    if job is None or view.capacity is None:
+        return None
+    first = view.waiting[0]
+    if first is not job:
+        return f"waits behind job {spool.job_id(first.folder)}, which came first"
+    needs = _lack("core", job.cores, sum(other.cores for other in view.running), view.capacity.cores) or _lack(
+        "GPU", job.gpus, sum(len(other.gpus) for other in view.running), view.capacity.gpus
+    )
+    holders = ", ".join(spool.job_id(other.folder) for other in view.running)
+    plural = "jobs" if len(view.running) > 1 else "job"
+    return needs and (f"{needs} by {plural} {holders}" if holders else needs)
+
+
+def _lack(what: str, wanted: int, used: int, offered: int) -> str | None:
+    if wanted <= offered - used:
+        return None
+    if wanted > offered:
+        return f"waits for {_count(wanted, what)}, but this machine now offers {offered}"
+    return f"waits for {_count(wanted, what)}: {used} of {_count(offered, what)} in use"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
