@@ -47,6 +47,10 @@ def build(recipe: Recipe, prefix: Path, progress: Progress, extras: Sequence[str
     try:
         with locked(prefix / FOLDER / "lock", waiting):
             return _Build(recipe, prefix, progress).run(extras)
+    except KeyboardInterrupt:
+        progress.close()
+        progress.note("What is done so far is kept: repeat the command to continue.")
+        raise
     finally:
         progress.close()
 
@@ -104,7 +108,7 @@ class _Build:
         packages = [package for part in missing for package in part.apt]
         packages += wish.apt if wants_mpi else ()
         if packages and may_install():
-            self._begin("system", f"packages of the system: {' '.join(packages)}")
+            self._begin("system", f"system packages: {' '.join(packages)}")
             apt_install(packages, log=self.log, progress=self.progress)
             self.progress.done()
             mpi = find_mpi() if wish.use != "never" else None
@@ -126,7 +130,7 @@ class _Build:
             wanted += self.recipe.horovod.requirements
         for extra in _OWN_EXTRAS:
             wanted += requirements_of_extra(extra)
-        self._pip("requirements", "Python packages (torch is large)", wanted)
+        self._pip("requirements", "Python packages", wanted)
 
     def _dlhpc(self) -> None:
         """dlhpc itself, so that jobs can run in the environment; a checkout's own .venv has it already."""
@@ -163,8 +167,9 @@ class _Build:
         if cuda is not None:
             variables |= gpu.build_variables(cuda, part.gpu_architectures, self.prefix / FOLDER / "nccl")
         ready = horovod.cached_wheel(horovod.cache_folder() / "wheels" / target.name) is not None
-        how = "ready in the cache" if ready else "compiling takes 4 to 10 minutes, once"
-        self._begin("horovod", f"Horovod {part.version} with {f'{mpi.tag} and ' if mpi else ''}Gloo ({how})")
+        ways = "MPI and Gloo" if mpi else "Gloo"
+        how = "from the cache" if ready else "compiled, 4 to 10 minutes"
+        self._begin("horovod", f"Horovod with {ways} ({how})")
         builder = horovod.WheelBuilder(
             part,
             target,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
+    from rich.text import Text
 
 _QUIET_SECONDS = 15.0
 
@@ -100,11 +101,10 @@ class LiveProgress(Progress):
         """Write one line above the live one."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _line(self, text: str, fraction: float | None) -> str:
-        from rich.markup import escape
+    def _line(self, text: str, fraction: float | None) -> Text:
+        from rich.text import Text
 
-        room = max(10, self._console.width - len(self.title) - 22)
-        return escape(f"{self.title}  {self._now(text[:room], fraction)}")
+        return Text(f"{self.title}  {self._now(text, fraction)}", no_wrap=True, overflow="ellipsis")
 
 
 def for_terminal() -> Progress:
