@@ -104,7 +104,9 @@ class LiveProgress(Progress):
     def _line(self, text: str, fraction: float | None) -> Text:
         from rich.text import Text
 
-        return Text(f"{self.title}  {self._now(text, fraction)}", no_wrap=True, overflow="ellipsis")
+        line = Text(f"{self.title}  {self._now(text, fraction)}")
+        line.truncate(max(20, self._console.width - 3), overflow="ellipsis")  # beside the spinner, in one line
+        return line
 
 
 def for_terminal() -> Progress:
