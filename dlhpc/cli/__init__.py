@@ -81,7 +81,7 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv[1:]
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="dlhpc", standalone_mode=False)
     except DlhpcError as error:
         if debug:
             raise

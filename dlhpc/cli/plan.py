@@ -40,7 +40,6 @@ def plan(spec: Path, runs: str | None, site: str | None, settings: tuple[str, ..
         print_json(dataclasses.asdict(planned.plan))
         return
     from rich.console import Console
-    from rich.syntax import Syntax
     from rich.table import Table
 
     console = Console()
@@ -54,7 +53,7 @@ def plan(spec: Path, runs: str | None, site: str | None, settings: tuple[str, ..
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
     run = placeholder_run(the_folder(runs, site), planned.spec.name)
     console.print("\n[bold]Job script[/]")
-    console.print(Syntax(render(planned.plan, run), "sh", theme="ansi_light", background_color="default"))
+    click.echo(render(planned.plan, run), nl=False)
 
 
 def _rows(planned: Planned) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from dlhpc.data.catalog import Catalog, make_catalog
 from dlhpc.envs.record import EnvironmentRecord, read_record
 from dlhpc.errors import ErrorList, UserError
 from dlhpc.runs.plan import DatasetSummary, Plan
-from dlhpc.schedulers.local import offered_cores, offered_gpus
+from dlhpc.schedulers.local_queue import offered_cores, offered_gpus
 from dlhpc.sites.load import load_site
 from dlhpc.sites.models import Queue, Site
 from dlhpc.spec.base import format_duration
