@@ -10,6 +10,7 @@ offer).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -21,11 +22,12 @@ from pathlib import Path
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import storage_errors
 from dlhpc.schedulers.base import JobRequest, JobState, JobStatus
-from dlhpc.schedulers.local_processes import OWN_VARIABLES, birth, boot_id
+from dlhpc.schedulers.local_processes import OWN_VARIABLES, boot_id
 from dlhpc.schedulers.local_queue import (
     CANCELLED,
     View,
     advance,
+    holder,
     is_alive,
     look_after,
     offered_cores,
@@ -143,16 +145,17 @@ class LocalScheduler:
             if folder is None or folder.has_ended():
                 return
             now = time.time()
-            if not folder.has_started() and folder.claim(
-                Started(os.getpid(), birth(os.getpid()) or "", boot_id(), 0, [], now)
-            ):
+            nobody = Started(0, "", boot_id(), 0, [], now)  # no process: none is ever taken for its supervisor
+            if not folder.has_started() and folder.claim(nobody):
                 folder.record_end(Ended(None, CANCELLED, None, now))
                 advance(spool)
                 return
-            if look_after(folder, CANCELLED) is None:
+            found = look_after(folder, CANCELLED)
+            if found is None or found.supervisor is None:
                 advance(spool)
                 return
-            os.kill(folder.started().pid, signal.SIGUSR1)
+            with contextlib.suppress(ProcessLookupError):  # it has ended at this moment
+                os.kill(found.supervisor, signal.SIGUSR1)
         self._await_end(spool, number, job_id)
 
     @staticmethod
@@ -160,18 +163,11 @@ class LocalScheduler:
         """Wait for a supervisor that was asked to end its job; it has the job's grace and some more."""
         folder = spool.folder_of(number)
         grace = CANCEL_MARGIN_S
-        try:
-            if folder is not None:
-                grace += folder.job().kill_grace_seconds
-        except StorageError:
-            pass
+        with contextlib.suppress(StorageError):
+            grace += folder.job().kill_grace_seconds if folder is not None else 0
         until = time.monotonic() + grace
         while (folder := spool.folder_of(number)) is not None and not folder.has_ended():
-            try:
-                alive = is_alive(folder.started())
-            except StorageError:
-                continue  # it is being put away at this moment
-            if not alive:
+            if holder(folder) is None:
                 with spool.lock():
                     look_after(folder, CANCELLED)
                     advance(spool)

@@ -89,6 +89,18 @@ def members(token: str, root: int | None = None) -> list[psutil.Process]:
     return [process for process in result.values() if process.info["status"] != psutil.STATUS_ZOMBIE]
 
 
+def supervisor_of(job_folder: Path) -> int | None:
+    """The supervisor of the job in this folder, looked for among all processes."""
+    import psutil
+
+    for process in psutil.process_iter(["status", "environ"]):
+        environment = process.info["environ"] or {}
+        alive = process.info["status"] != psutil.STATUS_ZOMBIE
+        if alive and process.pid != os.getpid() and environment.get(SUPERVISOR_VARIABLE) == str(job_folder):
+            return process.pid
+    return None
+
+
 def send(processes: list[psutil.Process], number: signal.Signals) -> None:
     """Signal processes; one that is gone meanwhile, or whose number has a new owner, is left alone."""
     import psutil

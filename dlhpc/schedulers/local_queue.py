@@ -26,7 +26,7 @@ from dlhpc.schedulers.local_processes import (
     birth,
     boot_id,
     kill_all,
-    members,
+    supervisor_of,
 )
 from dlhpc.schedulers.local_spool import Ended, JobFolder, Spool, Started
 
@@ -61,6 +61,8 @@ class Running:
     folder: JobFolder
     cores: int
     gpus: frozenset[int]
+    supervisor: int | None = None
+    """Its process, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def advance(spool: Spool) -> View:
     running: list[Running] = []
     waiting: list[Waiting] = []
     for folder in spool.live():
-        if not folder.has_ended() and folder.has_started() and (holder := look_after(folder)) is not None:
-            running.append(holder)
+        if not folder.has_ended() and folder.has_started() and (found := look_after(folder)) is not None:
+            running.append(found)
         elif folder.has_ended():
             spool.put_away(folder)
         elif not folder.has_started():
@@ -152,32 +154,38 @@ def advance(spool: Spool) -> View:
     return View(tuple(running), tuple(waiting), capacity, trouble)
 
 
+def holder(folder: JobFolder) -> Running | None:
+    """What a started job holds, if its supervisor lives."""
+    try:
+        started = folder.started()
+    except StorageError:  # nobody wrote down who runs it, or the record is damaged: then look around
+        pid = supervisor_of(folder.path)
+        if pid is None:
+            return None
+        cores = 0
+        with contextlib.suppress(StorageError):
+            cores = folder.job().cores
+        return Running(folder, cores, frozenset(), pid)
+    return Running(folder, started.cores, frozenset(started.gpus), started.pid) if is_alive(started) else None
+
+
 def look_after(folder: JobFolder, reason: str | None = None) -> Running | None:
-    """What a started job holds, if it lives; otherwise end what is left of it and record that. Only under the lock.
+    """What a started job holds; if its supervisor is gone, end what is left of it and record that. Only under the lock.
 
     ``reason`` is what to record; by default how its supervisor was lost.
     """
-    token: str | None = None
-    began: float | None = None
-    with contextlib.suppress(StorageError):
-        token = folder.job().token
-    try:
-        started = folder.started()
-    except StorageError:
-        # Nobody knows who runs it. As long as there are processes of it, it runs.
-        if reason is None and token is not None and members(token):
-            job = folder.job()
-            return Running(folder, job.cores, frozenset())
-        lost = SUPERVISOR_GONE
-    else:
-        if is_alive(started):
-            return Running(folder, started.cores, frozenset(started.gpus))
-        began = started.started
-        lost = SUPERVISOR_GONE if started.boot == boot_id() else RESTARTED
+    if (found := holder(folder)) is not None:
+        return found
     if folder.has_ended():  # it took its leave while we looked
         return None
-    if token is not None:
-        kill_all(token)
+    with contextlib.suppress(StorageError):
+        kill_all(folder.job().token)
+    began: float | None = None
+    lost = SUPERVISOR_GONE
+    with contextlib.suppress(StorageError):
+        started = folder.started()
+        began = started.started
+        lost = SUPERVISOR_GONE if started.boot == boot_id() else RESTARTED
     with contextlib.suppress(StorageError):  # a full disk: it is recorded another time
         folder.record_end(Ended(None, reason or lost, began, time.time()))
     return None
@@ -216,7 +224,7 @@ def start(spool: Spool, folder: JobFolder, gpus: Sequence[int]) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                env={**environment, SUPERVISOR_VARIABLE: "1"},
+                env={**environment, SUPERVISOR_VARIABLE: str(folder.path)},
                 pass_fds=(write_end,),
                 start_new_session=True,
             )

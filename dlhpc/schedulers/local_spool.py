@@ -150,8 +150,10 @@ class JobFolder:
                 beside.unlink(missing_ok=True)
 
     def record_end(self, ended: Ended) -> None:
-        """Write the last word. On a full disk it takes the place that was reserved when the job was submitted."""
+        """Write the last word, unless it is said. A full disk still has the room reserved at submission."""
         path, reserve = self.path / "ended.json", self.path / "reserve"
+        if path.exists():
+            return
         try:
             replace_bytes(path, ended.encoded())
         except StorageError:

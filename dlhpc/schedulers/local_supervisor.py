@@ -163,14 +163,22 @@ def _redirect_output(log: str) -> None:
 def _record(folder: JobFolder, end: Ended) -> None:
     """Record the end. Storage that refuses is tried again for a while: the exit code is known to nobody else."""
     until = time.monotonic() + RECORD_PATIENCE_S
-    while True:
+    while folder.path.exists():  # else somebody took us for dead, and has put the job away
         try:
-            return folder.record_end(end)
+            folder.record_end(end)
+            return
         except StorageError as error:
             if time.monotonic() > until:
                 _note(f"the end of this job, exit code {end.exit_code}, could not be recorded: {error}")
-                return None
+                return
         time.sleep(5)
+
+
+def _answer(ready: int, words: str) -> None:
+    """Tell the process that started us, if it still lives, how that went."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(ready, words.encode()[:1000])
+    os.close(ready)
 
 
 def _supervise(spool: Spool, folder: JobFolder, ready: int, gpus: list[int]) -> bool:
@@ -183,10 +191,9 @@ def _supervise(spool: Spool, folder: JobFolder, ready: int, gpus: list[int]) -> 
         began = time.time()
         taken = folder.claim(Started(os.getpid(), birth(os.getpid()) or "", boot_id(), job.cores, gpus, began))
     except DlhpcError as error:
-        os.write(ready, str(error.what).encode()[:1000])
+        _answer(ready, str(error.what))
         return False
-    os.write(ready, b"ok" if taken else b"somebody else has taken it")
-    os.close(ready)
+    _answer(ready, "ok" if taken else "somebody else has taken it")
     if not taken:
         return False
     with contextlib.suppress(OSError):
