@@ -65,9 +65,8 @@ def read_picture(path: str, color: Color, height: int, width: int, resize: Resiz
     return np.ascontiguousarray(np.moveaxis(_resized(values, window, height, width), 2, 0))
 
 
-def is_grey(path: str) -> bool:
-    """Whether the picture is grey, also when its file has three equal colour channels. Errors as above."""
-    values = decode(path)
+def is_grey(values: Values) -> bool:
+    """Whether a decoded picture is grey: one channel, or three that are equal."""
     return values.shape[2] == 1 or bool((values == values[:, :, :1]).all())
 
 

@@ -1,0 +1,138 @@
+"""``python -m dlhpc.data RUN``: pack the run's pictures; the job script does this once, before the ranks start."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from dlhpc.data.catalog import Catalog
+from dlhpc.data.pack import SHOWN, Preparation, pack
+from dlhpc.data.packed import Packed
+from dlhpc.errors import AttemptExit, DlhpcError, UserError
+from dlhpc.runs.directory import RunDirectory
+from dlhpc.runs.journal import Event, read_journal, record
+from dlhpc.runs.plan import Plan, read_plan
+
+
+class _Interrupted(BaseException):
+    """A signal asked us to leave; ``number`` says which."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU, signal.SIGUSR2)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    for other in _SIGNALS:  # once is enough: tidying up must not be interrupted
+        signal.signal(other, signal.SIG_IGN)
+    raise _Interrupted(number)
+
+
+class _Progress:
+    """One line at most every second, since the output goes to a log file."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._last >= 1:
+            self._last = time.monotonic()
+            print(f"packing {done} of {total} pictures", flush=True)
+
+
+def pack_run(run: RunDirectory, attempt: int) -> None:
+    """Pack what the plan of ``run`` asks for; broken pictures that are skipped become warnings in its journal."""
+    plan = read_plan(run.plan)
+    folder = Path(plan.dataset.packed)
+    began = time.monotonic()
+    with pack(
+        Catalog.read(run.catalog),
+        _preparation(plan),
+        folder,
+        key=plan.dataset.key,
+        threads=max(1, plan.cores_per_rank * plan.ranks_per_node),
+        progress=_Progress(),
+    ) as packed:
+        _warn_of_skipped(run, attempt, packed)
+        counts = ", ".join(f"{packed.count(split)} {split}" for split in ("train", "val", "unseen"))
+        color = "grey" if packed.channels == 1 else "rgb"
+        kind = f"{color} {packed.width}×{packed.height}, {packed.dtype.itemsize * 8} bits"
+        print(f"packed pictures: {counts} ({kind}) in {folder}, {time.monotonic() - began:.1f} s", flush=True)
+
+
+def _preparation(plan: Plan) -> Preparation:
+    try:
+        data = plan.spec["data"]
+        return Preparation(
+            color=None if data["color"] == "auto" else data["color"],
+            height=int(data["height"]),
+            width=int(data["width"]),
+            resize=data["resize"],
+            skip_broken=data["broken"] == "skip",
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the plan's spec says nothing of `data`: {error}", remedy="Submit the run anew from its spec.yaml."
+        ) from error
+
+
+def _warn_of_skipped(run: RunDirectory, attempt: int, packed: Packed) -> None:
+    """Name them once in a run's journal, also when another run packed them."""
+    skipped = packed.skipped
+    if not skipped:
+        return
+    messages = [f"skipped picture {path}: {reason}" for path, reason in skipped[:SHOWN]]
+    if len(skipped) > SHOWN:
+        messages.append(f"skipped {len(skipped) - SHOWN} more broken pictures; all are in {packed.folder}/index.json")
+    told = {entry.details.get("message") for entry in read_journal(run)[0] if entry.event == Event.WARNING}
+    for message in messages:
+        print(f"warning: {message}", flush=True)
+        if message not in told:
+            record(run, Event.WARNING, attempt=attempt, message=message)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Pack and give the exit code that the attempt should end with (see :class:`AttemptExit`)."""
+    if len(arguments) != 1:
+        print("usage: python -m dlhpc.data RUN_DIRECTORY", file=sys.stderr)
+        return AttemptExit.BAD_CONFIGURATION
+    warnings.simplefilter("ignore")  # the picture libraries warn of odd tags; what matters is raised
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+    run = RunDirectory(Path(arguments[0]))
+    given = os.environ.get("DLHPC_ATTEMPT", "")
+    attempt = int(given) if given.isdecimal() else 1
+    try:
+        pack_run(run, attempt)
+        return AttemptExit.FINISHED
+    except _Interrupted as interrupted:
+        name = signal.Signals(interrupted.number).name
+        print(f"packing was stopped by {name}; nothing half-written was left", file=sys.stderr)
+        return 128 + interrupted.number
+    except DlhpcError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _record_failure(run, attempt, error.attempt_exit, f"{error}".replace("\n", " "))
+        return error.attempt_exit
+    except Exception as error:  # noqa: BLE001  # the journal must know of our bugs too
+        traceback.print_exc()
+        _record_failure(run, attempt, 1, f"packing the pictures crashed: {error!r}")
+        return 1
+
+
+def _record_failure(run: RunDirectory, attempt: int, code: int, reason: str) -> None:
+    with contextlib.suppress(DlhpcError):  # the journal may be what failed; the exit code still tells
+        record(run, Event.FAILED, attempt=attempt, code=int(code), reason=reason)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
