@@ -63,7 +63,7 @@ class _Build:
     prefix: Path
     progress: Progress
     keys: list[str] = field(default_factory=list)
-    """The keys of all steps so far: verification depends on all of them."""
+    """The keys of the steps that verification depends on."""
     worked: bool = False
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class _Build:
         for extra in extras:
             self._pip(f"extra-{extra}", f"what dlhpc's {extra} part needs", requirements_of_extra(extra))
         if mpi is not None and self.recipe.mpi.requirements:
-            self._pip("mpi", "Python packages for MPI", self.recipe.mpi.requirements)
+            self.keys.append(self._pip("mpi", "Python packages for MPI", self.recipe.mpi.requirements))
         if self.recipe.horovod is not None:
             self._horovod(self.recipe.horovod, mpi)
         found = self._verify(mpi)
@@ -100,7 +100,8 @@ class _Build:
         mpi = find_mpi() if wish.use != "never" else None
         wants_mpi = wish.use != "never" and mpi is None
         key = key_of([part.model_dump(mode="json") for part in self.recipe.system], wish.model_dump(mode="json"))
-        before = self.stamps.found("system", key)
+        stamp = key_of(key, may_install())  # what was missing for a user may be installed by root
+        before = self.stamps.found("system", stamp)
         if before is not None and before.get("mpi") == (mpi.tag if mpi else None):
             self.keys.append(key)
             return mpi
@@ -118,8 +119,10 @@ class _Build:
         if wish.use == "required" and mpi is None:
             raise missing_error(["an MPI (mpirun and mpicxx)"], wish.apt)
         if wish.use == "auto" and mpi is None:
-            self.progress.note("There is no MPI here and no right to install one: going on with Horovod's Gloo.")
-        self.stamps.put("system", key, mpi=mpi.tag if mpi else None)
+            self.progress.note(
+                "There is no MPI here, and installing one takes root and apt: going on with Horovod's Gloo."
+            )
+        self.stamps.put("system", stamp, mpi=mpi.tag if mpi else None)
         self.keys.append(key)
         return mpi
 
@@ -130,7 +133,7 @@ class _Build:
             wanted += self.recipe.horovod.requirements
         for extra in _OWN_EXTRAS:
             wanted += requirements_of_extra(extra)
-        self._pip("requirements", "Python packages", wanted)
+        self.keys.append(self._pip("requirements", "Python packages", wanted))
 
     def _dlhpc(self) -> None:
         """dlhpc itself, so that jobs can run in the environment; a checkout's own .venv has it already."""
@@ -241,23 +244,21 @@ class _Build:
         inputs: str = "",
         options: Sequence[str] = (),
         check: Sequence[str] | None = None,
-    ) -> None:
-        """Install requirements, unless the same ones were and are still there in the same versions."""
+    ) -> str:
+        """Install requirements, unless the same ones were and are still there in the same versions; gives their key."""
         requirements = sorted(set(wanted))
-        if not requirements:
-            return
         key = key_of(requirements, inputs, self.python.version)
         names = check if check is not None else [requirement_name(one) for one in requirements]
         there = _chosen(installed(self.python.site_packages), names)
         before = self.stamps.found(step, key)
-        if before is None or before.get("versions") != there:
+        if requirements and (before is None or before.get("versions") != there):
             self._begin(step, title)
             remove_cut_installations(self.python.site_packages)
             self._run_pip(*options, *requirements)
             there = _chosen(installed(self.python.site_packages), names)
             self.stamps.put(step, key, versions=there)
             self.progress.done()
-        self.keys.append(key_of(key, there))
+        return key_of(key, there)
 
     def _run_pip(self, *arguments: str | Path) -> None:
         doing = ["asking pip"]

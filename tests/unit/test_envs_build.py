@@ -456,7 +456,16 @@ def test_extras_are_installed_beside_and_kept(site: Site) -> None:
     site.build(RECIPE, "test")
     assert site.installed == site.verified == []
     site.build()
-    assert site.installed == []
+    assert site.installed == site.verified == []
+
+
+def test_a_build_tool_from_pip_helps_those_who_are_not_root(site: Site) -> None:
+    part = {"what": "CMake", "command": "no-such-cmake", "apt": ["cmake"], "pip": "cmake"}
+    recipe = Recipe.model_validate({**RECIPE.model_dump(), "system": [part]})
+    site.build(recipe)
+    assert site.installed[0] == ["cmake"]
+    site.build(recipe)
+    assert site.installed == site.verified == []
 
 
 def test_what_verification_found_is_in_the_record_for_jobs(site: Site) -> None:
