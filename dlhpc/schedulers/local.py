@@ -95,7 +95,7 @@ class LocalScheduler:
                     view = advance(spool)
             except DlhpcError as error:
                 view = View(trouble=error)
-        kept: dict[str, dict[int, JobFolder]] = {spool.host: spool.numbered()}
+        kept: dict[str, dict[int, JobFolder]] = {spool.host: spool.kept()}
         answer: dict[str, JobStatus] = {}
         for job_id in job_ids:
             known = parse_id(job_id)
@@ -104,7 +104,7 @@ class LocalScheduler:
                 continue
             number, host = known
             if host not in kept:
-                kept[host] = Spool.of(host).numbered()
+                kept[host] = Spool.of(host).kept()
             folder = kept[host].get(number)
             if folder is None:
                 answer[job_id] = JobStatus(job_id, JobState.GONE)

@@ -70,10 +70,11 @@ class View:
     """The queue as :func:`advance` leaves it."""
 
     running: tuple[Running, ...] = ()
-    waiting: tuple[Waiting, ...] = ()
+    first: Waiting | None = None
+    """The job that waits for room; all others wait behind it."""
     capacity: Capacity | None = None
     trouble: DlhpcError | None = None
-    """Why the first waiting job could not be started although it fits, or why nothing could be looked at."""
+    """Why the first job could not be started although it fits, or why nothing could be looked at."""
 
 
 def offered_cores() -> int:
@@ -105,21 +106,13 @@ def _number(variable: str) -> int | None:
     return int(word)
 
 
-def choose(
-    waiting: Sequence[Waiting], running: Sequence[Running], capacity: Capacity
-) -> list[tuple[Waiting, list[int]]]:
-    """The jobs to start now, each with its GPUs. Strictly in order: nobody overtakes a job that waits for room."""
-    cores = capacity.cores - sum(job.cores for job in running)
-    held = frozenset[int]().union(*(job.gpus for job in running))
-    gpus = [gpu for gpu in range(capacity.gpus) if gpu not in held]
-    chosen: list[tuple[Waiting, list[int]]] = []
-    for job in waiting:
-        if job.cores > cores or job.gpus > len(gpus):
-            break
-        chosen.append((job, gpus[: job.gpus]))
-        cores -= job.cores
-        gpus = gpus[job.gpus :]
-    return chosen
+def fit(job: Waiting, running: Sequence[Running], capacity: Capacity) -> list[int] | None:
+    """The GPUs to give to a job if there is room for it now, else None."""
+    held = frozenset[int]().union(*(other.gpus for other in running))
+    free = [gpu for gpu in range(capacity.gpus) if gpu not in held]
+    if job.cores > capacity.cores - sum(other.cores for other in running) or job.gpus > len(free):
+        return None
+    return free[: job.gpus]
 
 
 def is_alive(started: Started) -> bool:
@@ -130,28 +123,36 @@ def is_alive(started: Started) -> bool:
 def advance(spool: Spool) -> View:
     """Bring the queue up to date. Only under the lock."""
     running: list[Running] = []
-    waiting: list[Waiting] = []
+    queued: list[JobFolder] = []
     for folder in spool.live():
-        if not folder.has_ended() and folder.has_started() and (found := look_after(folder)) is not None:
+        if not folder.has_started() and not folder.has_ended():
+            queued.append(folder)
+        elif not folder.has_ended() and (found := look_after(folder)) is not None:
             running.append(found)
         elif folder.has_ended():
             spool.put_away(folder)
-        elif not folder.has_started():
-            with contextlib.suppress(StorageError):  # damaged: it is shown as unknown, and holds up nobody
-                job = folder.job()
-                waiting.append(Waiting(folder, job.cores, job.gpus))
-    gpus_matter = any(job.gpus for job in waiting)
-    capacity = Capacity(offered_cores(), offered_gpus() if gpus_matter else 0)
-    trouble: DlhpcError | None = None
-    for next_one, gpus in choose(waiting, running, capacity):
+    cores = offered_cores()
+    gpus: int | None = None  # asking the driver is slow: only if it matters
+    capacity = Capacity(cores, 0)
+    # Strictly in order: a small job does not overtake a large one, which would else never find room.
+    for folder in queued:
         try:
-            start(spool, next_one.folder, gpus)
+            job = folder.job()
+        except StorageError:
+            continue  # it is shown as unknown, and holds up nobody
+        if job.gpus and gpus is None:
+            gpus = offered_gpus()
+        capacity = Capacity(cores, gpus or 0)
+        waiting = Waiting(folder, job.cores, job.gpus)
+        given = fit(waiting, running, capacity)
+        if given is None:
+            return View(tuple(running), waiting, capacity)
+        try:
+            start(spool, folder, given)
         except DlhpcError as error:
-            trouble = error
-            break
-        waiting.remove(next_one)
-        running.append(Running(next_one.folder, next_one.cores, frozenset(gpus)))
-    return View(tuple(running), tuple(waiting), capacity, trouble)
+            return View(tuple(running), waiting, capacity, error)
+        running.append(Running(folder, job.cores, frozenset(given)))
+    return View(tuple(running), None, capacity)
 
 
 def holder(folder: JobFolder) -> Running | None:
@@ -253,15 +254,14 @@ def start(spool: Spool, folder: JobFolder, gpus: Sequence[int]) -> None:
 
 
 def why_waiting(folder: JobFolder, view: View, spool: Spool) -> str | None:
-    """A sentence for a queued job: what it waits for, with numbers."""
-    if view.trouble is not None and view.waiting and view.waiting[0].folder == folder:
-        return f"could not be started: {view.trouble.what}"
-    job = next((job for job in view.waiting if job.folder == folder), None)
+    """A sentence for a queued job: what it waits for, with numbers. None if the queue has moved meanwhile."""
+    job = view.first
     if job is None or view.capacity is None:
-        return None
-    first = view.waiting[0]
-    if first is not job:
-        return f"waits behind job {spool.job_id(first.folder)}, which came first"
+        return None if view.trouble is None else f"the queue could not be looked at: {view.trouble.what}"
+    if job.folder != folder:
+        return f"waits behind job {spool.job_id(job.folder)}, which came first"
+    if view.trouble is not None:
+        return f"could not be started: {view.trouble.what}"
     needs = _lack("core", job.cores, sum(other.cores for other in view.running), view.capacity.cores) or _lack(
         "GPU", job.gpus, sum(len(other.gpus) for other in view.running), view.capacity.gpus
     )

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from dlhpc.errors import StorageError
 from dlhpc.files import fsync_folder, read_json, replace_bytes, storage_errors
@@ -109,11 +109,11 @@ class JobFolder:
 
     def has_ended(self) -> bool:
         """Whether the job is over."""
-        return (self.path / "ended.json").exists()
+        return os.path.exists(f"{self.path}/ended.json")
 
     def has_started(self) -> bool:
         """Whether somebody owns the job, even if the record of who is damaged."""
-        return (self.path / "started.json").exists()
+        return os.path.exists(f"{self.path}/started.json")
 
     def job(self) -> Job:
         """What was submitted."""
@@ -237,31 +237,34 @@ class Spool:
 
     def live(self) -> list[JobFolder]:
         """Jobs that wait, run, or have just ended, in the order of submission."""
-        return _folders(self.folder / "jobs")
+        return [JobFolder(self.folder / "jobs" / name) for _, name in self._names("jobs")]
 
     def folder_of(self, number: int) -> JobFolder | None:
-        """The job of this number, wherever it is kept. One that is just being put away is not missed."""
-        for _ in range(2):
-            for place in ("jobs", "ended"):
-                with storage_errors(self.folder / place, "read"), contextlib.suppress(FileNotFoundError):
-                    for name in os.listdir(self.folder / place):
-                        if name.startswith(f"{number}-"):
-                            return JobFolder(self.folder / place / name)
-        return None
+        """The job of this number, wherever it is kept."""
+        return self.kept().get(number)
 
-    def numbered(self) -> dict[int, JobFolder]:
-        """Every job that is kept. Those in ``jobs`` are listed last, as jobs only ever move to ``ended``."""
-        jobs = _folders(self.folder / "jobs")
-        return {folder.number: folder for folder in [*jobs, *_folders(self.folder / "ended")]}
+    def kept(self) -> dict[int, JobFolder]:
+        """Every job that is not forgotten."""
+        # Jobs only ever move from `jobs` to `ended`: looked at in this order, one on its way is not missed.
+        jobs = self._names("jobs")
+        ended = {number: JobFolder(self.folder / "ended" / name) for number, name in self._names("ended")}
+        return {number: JobFolder(self.folder / "jobs" / name) for number, name in jobs} | ended
 
     def tagged(self, tag: str) -> JobFolder | None:
         """The job with this tag, the newest should there be several."""
         ending = f"-{tag_hash(tag)}"
-        for place in ("jobs", "ended", "jobs"):
-            found = [folder for folder in _folders(self.folder / place) if folder.path.name.endswith(ending)]
+        for place in ("jobs", "ended"):
+            found = [name for _, name in self._names(place) if name.endswith(ending)]
             if found:
-                return found[-1]
+                return JobFolder(self.folder / place / found[-1])
         return None
+
+    def _names(self, place: str) -> list[tuple[int, str]]:
+        """Number and name of every job folder in ``jobs`` or ``ended``, by number. One that is not there has none."""
+        names: list[str] = []
+        with storage_errors(self.folder / place, "read"), contextlib.suppress(FileNotFoundError):
+            names = os.listdir(self.folder / place)
+        return sorted((int(first), name) for name in names if (first := name.partition("-")[0]).isdecimal())
 
     def add(self, job: Job, environment: Mapping[str, str]) -> JobFolder:
         """Put a job into the queue and give its folder. Only under the lock."""
@@ -269,16 +272,17 @@ class Spool:
         given = 0
         with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged: the folders tell as much
             given = int(counter.read_bytes())
-        number = max([given, *self.numbered()]) + 1
+        number = 1 + max([given, *(number for place in ("jobs", "ended") for number, _ in self._names(place))])
         replace_bytes(counter, f"{number}\n".encode())
         path = self.folder / "jobs" / f"{number}-{tag_hash(job.tag)}"
         making = path.with_name(f".making-{secrets.token_hex(6)}")
         try:
             with storage_errors(path):
                 making.mkdir(mode=0o700)
-                replace_bytes(making / "job.json", job.encoded())
-                replace_bytes(making / "environment.json", json.dumps(dict(environment)).encode())
-                replace_bytes(making / "reserve", bytes(_RESERVE_BYTES))
+                _write_durably(making / "job.json", job.encoded())
+                _write_durably(making / "environment.json", json.dumps(dict(environment)).encode())
+                _write_durably(making / "reserve", bytes(_RESERVE_BYTES))
+                fsync_folder(making)
                 os.rename(making, path)
                 fsync_folder(path.parent)
         finally:
@@ -293,15 +297,24 @@ class Spool:
 
     def prune(self) -> None:
         """Forget ended jobs that are too many or too old, and what a process left that died while it added a job."""
-        ended = _folders(self.folder / "ended")
+        ended = self._names("ended")
         oldest = time.time() - KEEP_S
         with contextlib.suppress(OSError):
-            for place, folder in enumerate(ended):
-                if len(ended) - place <= KEEP_JOBS and folder.path.stat().st_mtime >= oldest:
+            for place, (_, name) in enumerate(ended):
+                path = self.folder / "ended" / name
+                if len(ended) - place <= KEEP_JOBS and path.stat().st_mtime >= oldest:
                     break
-                shutil.rmtree(folder.path, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)
             for making in (self.folder / "jobs").glob(".making-*"):
                 shutil.rmtree(making, ignore_errors=True)  # under the lock nobody is at it
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    """Write a file that nobody looks for yet."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def parse_id(job_id: str) -> tuple[int, str] | None:
@@ -315,12 +328,3 @@ def parse_id(job_id: str) -> tuple[int, str] | None:
 def tag_hash(tag: str) -> str:
     """What a folder's name holds of the job's tag, which may be any text."""
     return hashlib.sha256(tag.encode(errors="surrogateescape")).hexdigest()[:24]
-
-
-def _folders(place: Path) -> list[JobFolder]:
-    """The jobs in a folder by number. A folder that is not there has none."""
-    names: list[Any] = []
-    with storage_errors(place, "read"), contextlib.suppress(FileNotFoundError):
-        names = os.listdir(place)
-    found = [JobFolder(place / name) for name in names if name.partition("-")[0].isdecimal()]
-    return sorted(found, key=lambda folder: folder.number)

@@ -187,7 +187,6 @@ def _supervise(spool: Spool, folder: JobFolder, ready: int, gpus: list[int]) -> 
     become_subreaper()
     try:
         job = folder.job()
-        environment = folder.environment()
         began = time.time()
         taken = folder.claim(Started(os.getpid(), birth(os.getpid()) or "", boot_id(), job.cores, gpus, began))
     except DlhpcError as error:
@@ -196,22 +195,23 @@ def _supervise(spool: Spool, folder: JobFolder, ready: int, gpus: list[int]) -> 
     _answer(ready, "ok" if taken else "somebody else has taken it")
     if not taken:
         return False
-    with contextlib.suppress(OSError):
-        (folder.path / "environment.json").unlink()
-    environment.update(
-        {
+    code = 1
+    reason: str | None
+    try:
+        environment = folder.environment()
+        (folder.path / "environment.json").unlink(missing_ok=True)
+        _redirect_output(job.log)
+    except StorageError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"its log file cannot be written: {error}"
+    else:
+        environment |= {
             JOB_VARIABLE: spool.job_id(folder),
             TOKEN_VARIABLE: job.token,
             "CUDA_VISIBLE_DEVICES": ",".join(str(gpu) for gpu in gpus),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of nvidia-smi, by which the GPUs were counted
         }
-    )
-    try:
-        _redirect_output(job.log)
-    except OSError as error:
-        code: int | None = 1
-        reason: str | None = f"its log file cannot be written: {error}"
-    else:
         code, reason = _run(job, environment, signals)
     _record(folder, Ended(code, reason, began, time.time()))
     return signals.stop != TOLD_TO_STOP

@@ -458,6 +458,16 @@ def test_damaged_files_are_no_traceback_and_hold_up_nobody(desk: Desk, damage: s
     assert desk.status(broken).state == JobState.ENDED
 
 
+def test_a_damaged_environment_ends_the_job_and_not_the_queue(desk: Desk) -> None:
+    desk.submit("a", "sleep 0.5", cores=2)
+    broken, after = desk.submit("b", "touch b-ran"), desk.submit("c", "true")
+    (desk.job_folder(broken).path / "environment.json").write_text("{")
+    status = desk.ended(broken)
+    assert status.exit_code == 1
+    assert "environment.json" in (status.reason or "")
+    assert desk.ended(after).exit_code == 0
+
+
 def test_a_damaged_record_of_who_runs_a_job_neither_kills_nor_doubles_it(desk: Desk) -> None:
     job = desk.submit("a", "echo ran >> marks; until test -f go; do sleep 0.05; done; exit 5", cores=2)
     until(desk.has("marks"))

@@ -19,7 +19,7 @@ from dlhpc.schedulers.local_queue import (
     Running,
     View,
     Waiting,
-    choose,
+    fit,
     is_alive,
     offered_cores,
     offered_gpus,
@@ -58,40 +58,34 @@ def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spool:
 
 # --- Who is next ------------------------------------------------------------------------------------------------
 
-needs = st.tuples(st.integers(0, 5), st.integers(0, 3))
+running_jobs = st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, 4), max_size=2)), max_size=3)
 
 
-@given(st.lists(needs, max_size=8), st.integers(0, 6), st.integers(0, 4), st.integers(0, 6))
-def test_chosen_jobs_are_the_first_ones_and_never_more_than_the_machine_has(
-    waiting: list[tuple[int, int]], cores: int, gpus: int, used: int
+@given(st.integers(0, 6), st.integers(0, 4), running_jobs, st.integers(0, 8), st.integers(0, 5))
+def test_a_job_gets_free_gpus_exactly_when_there_is_room_for_all_it_needs(
+    cores: int, gpus: int, running: list[tuple[int, set[int]]], all_cores: int, all_gpus: int
 ) -> None:
-    jobs = [Waiting(at(i), *need) for i, need in enumerate(waiting)]
-    running = [Running(at(99), used, frozenset({0} if gpus else ()))]
-    chosen = choose(jobs, running, Capacity(cores, gpus))
-    assert [one for one, _ in chosen] == jobs[: len(chosen)]
-    if chosen and any(one.cores for one, _ in chosen):
-        assert sum(one.cores for one, _ in chosen) + used <= cores
-    given_out = [gpu for _, some in chosen for gpu in some]
-    assert len(given_out) == len(set(given_out)) == sum(one.gpus for one, _ in chosen)
-    assert set(given_out) <= set(range(1, gpus))
-
-
-def test_a_small_job_does_not_overtake_a_large_one() -> None:
-    large, small = Waiting(at(2), 4, 0), Waiting(at(3), 1, 0)
-    assert choose([large, small], [Running(at(1), 1, frozenset())], Capacity(4, 0)) == []
-    assert choose([large, small], [], Capacity(5, 0)) == [(large, []), (small, [])]
+    jobs = [Running(at(i), used, frozenset(held)) for i, (used, held) in enumerate(running)]
+    free = set(range(all_gpus)).difference(*(held for _, held in running))
+    given_out = fit(Waiting(at(9), cores, gpus), jobs, Capacity(all_cores, all_gpus))
+    if sum(used for used, _ in running) + cores <= all_cores and gpus <= len(free):
+        assert given_out is not None
+        assert len(given_out) == len(set(given_out)) == gpus
+        assert set(given_out) <= free
+    else:
+        assert given_out is None
 
 
 def test_what_a_job_waits_for_is_said_with_numbers() -> None:
     spool = Spool(Path("/spool/host"))
-    first, second = Waiting(at(7), 4, 0), Waiting(at(8), 1, 0)
+    first = Waiting(at(7), 4, 0)
     running = (Running(at(5), 1, frozenset()), Running(at(6), 2, frozenset()))
-    view = View(running, (first, second), Capacity(4, 0))
+    view = View(running, first, Capacity(4, 0))
     assert why_waiting(first.folder, view, spool) == "waits for 4 cores: 3 of 4 cores in use by jobs 5.host, 6.host"
-    assert why_waiting(second.folder, view, spool) == "waits behind job 7.host, which came first"
-    smaller = View((), (first,), Capacity(2, 0))
+    assert why_waiting(at(8), view, spool) == "waits behind job 7.host, which came first"
+    smaller = View((), first, Capacity(2, 0))
     assert why_waiting(first.folder, smaller, spool) == "waits for 4 cores, but this machine now offers 2"
-    failing = View((), (first,), Capacity(4, 0), UserError("no Python"))
+    failing = View((), first, Capacity(4, 0), UserError("no Python"))
     assert why_waiting(first.folder, failing, spool) == "could not be started: no Python"
 
 
@@ -202,13 +196,13 @@ def test_old_and_surplus_jobs_are_forgotten_the_oldest_first(spool: Spool, monke
             folder.record_end(Ended(0, None, 1.0, 2.0))
             spool.put_away(folder)
         spool.prune()
-        assert sorted(spool.numbered()) == [3, 4, 5, 6]
+        assert sorted(spool.kept()) == [3, 4, 5, 6]
         third = spool.folder_of(3)
         assert third is not None
         month_ago = time.time() - 31 * 86400
         os.utime(third.path, (month_ago, month_ago))
         spool.prune()
-        assert sorted(spool.numbered()) == [4, 5, 6]
+        assert sorted(spool.kept()) == [4, 5, 6]
         assert spool.add(job("t9"), {}).number == 7
 
 
