@@ -100,7 +100,7 @@ def found_file(path: str, relative: str) -> FoundFile:
 
 def absolute(base: Path, path: str) -> Path:
     """``path`` as an absolute one; it is relative to ``base``. Links stay as the user wrote them."""
-    return Path(os.path.abspath(base / Path(path).expanduser()))
+    return Path(os.path.abspath(os.path.join(base, os.path.expanduser(path))))
 
 
 def show_path(path: str) -> str:

@@ -67,7 +67,7 @@ def read_lists(lists: Lists, base: Path) -> tuple[list[str], dict[str, dict[str,
             name = _class_of(label, classes, file, number, faults)
             if name is None:
                 continue
-            path = os.path.abspath(root / Path(relative).expanduser())
+            path = os.path.abspath(os.path.join(root, os.path.expanduser(relative)))
             if path in earlier:
                 first_split, first_name = earlier[path]
                 if first_name != name:
