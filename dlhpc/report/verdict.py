@@ -312,8 +312,8 @@ def _memorises(since: float, best: float | None, chance: float, so_far: str) -> 
         best,
         _sentence(
             so_far,
-            f"The network over-fits from the start (epoch {show(since)}): the training loss falls, but validation stays "
-            f"no better than guessing ({chance:.1%}).",
+            f"The network over-fits from the start (epoch {show(since)}): the training loss falls, but validation "
+            f"stays no better than guessing ({chance:.1%}).",
         ),
         "Check that training and validation pictures show the same things and have the right labels; then add pictures "
         "or augmentation, or choose a smaller network.",

@@ -1,0 +1,237 @@
+"""The curves as Altair charts: one definition gives the SVG in the page and the chart that can be zoomed.
+
+Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), which people with any colour vision tell apart, and
+validation is dashed besides. Every point is drawn, none is left out or averaged.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dlhpc.errors import UserError
+from dlhpc.report.attempts import Resumption
+from dlhpc.report.verdict import series
+from dlhpc.runs.curves import Point
+
+if TYPE_CHECKING:
+    import altair
+
+TRAIN, VAL, MARK = "#0072B2", "#D55E00", "#767676"
+INK, GRID = "#444444", "#E3E3E3"
+FONT = "system-ui, 'Liberation Sans', Arial, sans-serif"
+WIDTH, HEIGHT = 860, 260
+"""Pixels of a static chart, without axes."""
+MARGIN, HEADROOM = 1.015, 1.14
+"""Axes reach so much beyond the last and the highest value: dots are whole, and the words of marks stand free."""
+FEW_POINTS = 80
+"""Up to so many points of a curve are drawn as dots too; more would hide the line, and show only under the pointer."""
+ZOOM = "wheel![event.ctrlKey]"
+"""A plain turn of the wheel scrolls the page; pinching on a touch pad comes as Ctrl + wheel."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart: its name (an HTML id), title, a sentence for those who cannot see it, and its two forms."""
+
+    name: str
+    title: str
+    alt: str
+    svg: str
+    spec: dict[str, Any]
+    """Vega-Lite."""
+
+
+@dataclass(frozen=True)
+class _Curve:
+    split: str
+    name: str
+    label: str
+    color: str
+
+
+@dataclass(frozen=True)
+class _Chart:
+    name: str
+    title: str
+    axis: str
+    curves: tuple[_Curve, ...]
+    number_format: str
+    best_label: bool = False
+
+
+_CHARTS = (
+    _Chart(
+        "loss",
+        "Loss",
+        "Loss (cross-entropy, nats)",
+        (_Curve("train", "loss", "training", TRAIN), _Curve("val", "loss", "validation", VAL)),
+        ".4~g",
+        best_label=True,
+    ),
+    _Chart(
+        "accuracy",
+        "Accuracy",
+        "Accuracy (% of pictures)",
+        (_Curve("train", "accuracy", "training", TRAIN), _Curve("val", "accuracy", "validation", VAL)),
+        ".1%",
+        best_label=True,
+    ),
+    _Chart(
+        "rate", "Learning rate", "Learning rate", (_Curve("train", "learning_rate", "learning rate", TRAIN),), ".3~e"
+    ),
+)
+
+
+def figures(points: Sequence[Point], *, best: float | None, resumed: Sequence[Resumption] = ()) -> list[Figure]:
+    """Charts of the losses, accuracies and learning rate, as far as there are points.
+
+    ``best`` is the best epoch, ``resumed`` where later attempts took over. Raises :class:`UserError` if Altair is not
+    installed.
+    """
+    drawn = [(chart, rows) for chart in _CHARTS if (rows := _rows(points, chart))]
+    if not drawn:
+        return []
+    converter = _converter()
+    last = max(row["epoch"] for _, rows in drawn for row in rows)
+    found = []
+    for chart, rows in drawn:
+        spec = _spec(chart, rows, best, resumed, last)
+        # Ids must be unique among all drawings of the page.
+        svg = re.sub(r'((?:id="|url\(#))(?=\w)', rf"\g<1>{chart.name}-", converter.vegalite_to_svg(spec))
+        found.append(Figure(chart.name, chart.title, _alt(chart, rows, best), svg, spec))
+    return found
+
+
+@functools.cache
+def javascript() -> str:
+    """Vega, Vega-Lite and Vega-Embed in one script that needs nothing else; it sets ``window.vegaEmbed``."""
+    bundle: str = _converter().javascript_bundle()
+    return bundle
+
+
+def _converter() -> Any:
+    try:
+        import altair  # noqa: F401
+        import vl_convert
+    except ImportError as error:
+        raise UserError(
+            f"the figures need the Python package `{error.name}`, which is not installed here",
+            remedy="Install it with: python -m pip install 'dlhpc[report]'",
+        ) from error
+    return vl_convert
+
+
+def _rows(points: Sequence[Point], chart: _Chart) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for curve in chart.curves:
+        found = series(points, curve.split, curve.name)
+        rows += [
+            {"epoch": epoch, "curve": curve.label, "value": value if math.isfinite(value) else None}
+            for epoch, value in zip(found.epochs, found.values)
+        ]
+    return rows
+
+
+def _spec(
+    chart: _Chart, rows: list[dict[str, Any]], best: float | None, resumed: Sequence[Resumption], last: float
+) -> dict[str, Any]:
+    import altair as alt
+
+    shown = {row["curve"] for row in rows}
+    curves = [curve for curve in chart.curves if curve.label in shown]
+    labels = [curve.label for curve in curves]
+    accuracy = chart.name == "accuracy"
+    top = 1.0 if accuracy else max((row["value"] for row in rows if row["value"] is not None), default=1.0) or 1.0
+    x = alt.X("epoch:Q", title="Epoch", scale=alt.Scale(domain=[0, last * MARGIN], nice=False))
+    y = alt.Y(
+        "value:Q",
+        title=chart.axis,
+        axis=alt.Axis(format="%", values=[0, 0.2, 0.4, 0.6, 0.8, 1]) if accuracy else alt.Axis(format="~g"),
+        scale=alt.Scale(domain=[0, top * HEADROOM], nice=False),
+    )
+    legend = (
+        alt.Legend(title=None, orient="top", symbolType="stroke", symbolStrokeWidth=3, symbolSize=600)
+        if len(curves) > 1
+        else None
+    )
+    colors = alt.Scale(domain=labels, range=[curve.color for curve in curves])
+    dashes = alt.Scale(domain=labels, range=[[1, 0], [6, 3]][: len(labels)])
+    tooltip = [
+        alt.Tooltip("curve:N", title="curve"),
+        alt.Tooltip("epoch:Q", title="epoch", format=".4~g"),
+        alt.Tooltip("value:Q", title=chart.title.lower(), format=chart.number_format),
+    ]
+    base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, y=y)
+    near = alt.selection_point(
+        name="near", nearest=True, on="pointerover", clear="pointerout", fields=["epoch", "curve"], empty=False
+    )
+    zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom=ZOOM)
+    few = max(sum(row["curve"] == label for row in rows) for label in labels) <= FEW_POINTS
+    rest = alt.value(0.9 if few else 0.0)
+    line = base.mark_line(strokeWidth=2.2, clip=True).encode(
+        color=alt.Color("curve:N", scale=colors, legend=legend),
+        strokeDash=alt.StrokeDash("curve:N", scale=dashes, legend=legend),
+    )
+    dots = base.mark_point(filled=True, clip=True).encode(
+        fill=alt.Fill("curve:N", scale=colors, legend=None),
+        opacity=alt.condition(near, alt.value(1), rest),
+        size=alt.condition(near, alt.value(110), alt.value(30)),
+        tooltip=tooltip,
+    )
+    layers: list[altair.Chart] = [*_marks(chart, best, resumed, last), line.add_params(zoom), dots.add_params(near)]
+    layered = (
+        alt.layer(*layers)
+        .properties(width=WIDTH, height=HEIGHT)
+        .configure(background="transparent", font=FONT)
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titlePadding=8, labelColor=INK,
+            titleColor=INK, domainColor=MARK, tickColor=MARK, gridColor=GRID,
+        )
+        .configure_axisX(grid=False)
+        .configure_legend(labelFontSize=13, labelColor=INK)
+    )  # fmt: skip
+    spec: dict[str, Any] = layered.to_dict()
+    return spec
+
+
+def _marks(chart: _Chart, best: float | None, resumed: Sequence[Resumption], last: float) -> list[altair.Chart]:
+    """Upright lines for the best epoch and for resumptions, each with a word on top."""
+    marks: list[dict[str, Any]] = [
+        {"epoch": one.epoch, "text": f"attempt {one.attempt}", "kind": "attempt"} for one in resumed
+    ]
+    if best is not None and chart.best_label:
+        marks.append({"epoch": best, "text": "best", "kind": "best"})
+    return [layer for mark in marks for layer in _mark(mark, left=mark["epoch"] > last / 2)]
+
+
+def _mark(mark: dict[str, Any], *, left: bool) -> list[altair.Chart]:
+    import altair as alt
+
+    best = mark["kind"] == "best"
+    base = alt.Chart(alt.InlineData(values=[mark])).encode(x=alt.X("epoch:Q"))
+    rule = base.mark_rule(color=MARK, clip=True, strokeWidth=1.5 if best else 1, strokeDash=[1, 0] if best else [2, 3])
+    text = base.mark_text(
+        color=INK, fontSize=11, fontWeight="bold" if best else "normal", clip=True,
+        align="right" if left else "left", dx=-5 if left else 5, dy=8 if best else 20,
+    ).encode(y=alt.value(0), text="text:N")  # fmt: skip
+    return [rule, text]
+
+
+def _alt(chart: _Chart, rows: list[dict[str, Any]], best: float | None) -> str:
+    """The chart in one sentence."""
+    parts = []
+    for curve in chart.curves:
+        values = [
+            (row["epoch"], row["value"]) for row in rows if row["curve"] == curve.label and row["value"] is not None
+        ]
+        if values:
+            (first, start), (last, end) = values[0], values[-1]
+            parts.append(f"{curve.label} from {start:.3g} at epoch {first:g} to {end:.3g} at epoch {last:g}")
+    marked = f"; the best epoch, {best:g}, is marked" if best is not None and chart.best_label else ""
+    return f"{chart.title} against the epoch: {', '.join(parts) or 'no finite value'}{marked}."
