@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dlhpc
 from dlhpc.envs.commands import stream
-from dlhpc.envs.progress import Progress
+from dlhpc.envs.progress import Progress, pip_news
 from dlhpc.envs.state import FOLDER, Stamps, key_of, locked
 from dlhpc.envs.venv import ensure_venv, installed, remove_cut_installations
 from dlhpc.errors import DlhpcError
@@ -39,13 +39,18 @@ def bootstrap(checkout: Path, prefix: Path, progress: Progress) -> None:
             stamps.drop(_STEP)
             progress.step("dlhpc and its command line")
             remove_cut_installations(python.site_packages)
+            doing = ["pip"]
+
+            def hear(line: str) -> None:
+                doing[0] = pip_news(line) or doing[0]
+
             stream(
                 [python.executable, "-m", "pip", "install", "--no-input", "--editable", checkout],
                 log=log,
                 env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"},
                 remedy="See the log; then repeat the command, it continues.",
-                on_line=progress.detail,
-                on_tick=lambda: progress.detail("pip"),
+                on_line=hear,
+                on_tick=lambda: progress.detail(doing[0]),
             )
             stamps.put(_STEP, key)
             progress.done()

@@ -19,7 +19,7 @@ from typing import Any
 
 from dlhpc.envs import gpu, horovod
 from dlhpc.envs.commands import stream
-from dlhpc.envs.progress import Progress
+from dlhpc.envs.progress import Progress, pip_news
 from dlhpc.envs.recipe import HorovodPart, Recipe, SystemPart, requirement_name
 from dlhpc.envs.record import EnvironmentRecord, MpiRecord, read_record, write_record
 from dlhpc.envs.state import FOLDER, Stamps, key_of, locked
@@ -264,8 +264,7 @@ class _Build:
         doing = ["asking pip"]
 
         def hear(line: str) -> None:
-            if line.strip():
-                doing[0] = line.strip()
+            doing[0] = pip_news(line) or doing[0]
 
         stream(
             [self.python.executable, "-m", "pip", "install", "--no-input", "--progress-bar", "off", *arguments],

@@ -13,11 +13,22 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _QUIET_SECONDS = 15.0
+_PIP_WIDTH = 90
 
 
 def clock(seconds: float) -> str:
     """``M:SS``."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def pip_news(line: str) -> str | None:
+    """What is worth showing of a line of `pip install`, for as long as nothing newer comes."""
+    line = line.strip()
+    if line.startswith("Installing collected packages:"):
+        return f"installing {line.count(',') + 1} packages"
+    if line.startswith(("Collecting ", "Downloading ", "Building ", "Preparing ", "Processing ")):
+        return line if len(line) <= _PIP_WIDTH else line[: _PIP_WIDTH - 1] + "…"
+    return None
 
 
 class Progress:

@@ -17,7 +17,7 @@ import pytest
 
 from dlhpc.envs import system, venv
 from dlhpc.envs.commands import StepFailed, stream
-from dlhpc.envs.progress import LiveProgress, Progress
+from dlhpc.envs.progress import LiveProgress, Progress, pip_news
 from dlhpc.envs.state import Stamps, key_of, locked
 from dlhpc.errors import UserError
 
@@ -350,6 +350,19 @@ def test_a_log_gets_one_line_at_the_start_and_the_end_of_a_short_step(capsys: py
     progress.detail("Collecting torch")
     progress.done()
     assert capsys.readouterr().err.splitlines() == ["… Python packages", "✓ Python packages (0:00)"]
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("Installing collected packages: a, b, torch", "installing 3 packages"),
+        ("  Downloading torch-2.15.0.whl (539.1 MB)", "Downloading torch-2.15.0.whl (539.1 MB)"),
+        ("      Successfully uninstalled setuptools-66.1.1", None),
+        ("", None),
+    ],
+)
+def test_of_what_pip_says_only_the_news_is_shown(line: str, shown: str | None) -> None:
+    assert pip_news(line) == shown
 
 
 def test_the_live_line_shows_percent_and_takes_any_text() -> None:
