@@ -74,10 +74,10 @@ def cli(debug: bool) -> None:
     """
 
 
-def main() -> None:
-    """Entry point of the `dlhpc` command: runs it, and turns every expected failure into a short message.
+def run() -> None:
+    """Run the command line and turn every expected failure into a short message.
 
-    Exit codes: 2 for a user's mistake, 1 for everything else that failed, 130 after Ctrl-C.
+    Exit codes: 2 for a user's mistake, 1 for everything else that failed; Ctrl-C is left to the caller.
     """
     debug = "--debug" in sys.argv[1:]
     try:
@@ -92,11 +92,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        if debug:
-            raise
-        click.echo("\ndlhpc: interrupted", err=True)
-        sys.exit(130)
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; what is left to say has no reader.
         sys.stderr.close()

@@ -107,14 +107,14 @@ def _with_bar(run: RunDirectory) -> RunStatus:
 
 
 def _with_lines(run: RunDirectory) -> RunStatus:
-    said = ""
+    said = None
     for now in follow(run):
+        if said == (said := (now.state, now.attempt, now.epoch)):
+            continue
         line = f"{now.state.value}{f'  attempt {now.attempt}' if now.attempt > 1 else ''}"
         if now.epochs:
             line += f"  epoch {now.epoch}/{now.epochs}  {latest_numbers(run)}"
         elif now.reason:
             line += f"  {now.reason}"
-        if line != said:
-            click.echo(line)
-            said = line
+        click.echo(line)
     return now

@@ -200,6 +200,11 @@ def _launcher(
             warnings.append("the environment has MPI, but `mpirun` is not on PATH; Horovod's Gloo starts the ranks")
         kind = "mpirun" if built_with_mpi and mpirun_here else "gloo"
     if kind == "mpirun":
+        if site.scheduler == "local" and shutil.which("mpirun") is None:
+            raise UserError(
+                f"the site `{site.name}` starts ranks with `mpirun`, which is not on PATH",
+                remedy="Install an MPI, or set `launcher: {kind: auto}` in the profile to go on with Gloo.",
+            )
         # Open MPI refuses to run as root unless told twice; that is the rule inside containers.
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
         return "mpirun", ["mpirun", "-np", str(ranks), *site.launcher.options], root
