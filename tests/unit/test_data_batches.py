@@ -242,3 +242,15 @@ def test_a_loop_that_leaves_early_leaves_no_thread_behind(packed: Packed) -> Non
     next(steps)
     steps.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_16_bits_packed_on_a_big_endian_machine_read_the_same(tmp_path: Path) -> None:
+    values = np.arange((TRAIN + VAL) * 4, dtype=np.uint16).reshape(-1, 1, 2, 2)
+    write_packed(tmp_path, values)
+    other = "big" if sys.byteorder == "little" else "little"
+    values.byteswap().tofile(tmp_path / "pictures.bin")
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "byte_order": other}))
+    with open_packed(tmp_path) as opened:
+        (batch,) = evaluation_batches(opened, "val", Augment(), 100)
+        assert np.array_equal(batch.pictures, values[TRAIN:])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -276,3 +278,10 @@ def test_the_key_changes_with_pictures_and_preparation_only(tmp_path: Path) -> N
     later = time.time() + 10
     os.utime(tmp_path / "s" / "a" / "0.png", (later, later))
     assert key() != first
+
+
+def test_the_login_node_needs_no_numpy_or_pillow_to_make_a_catalogue() -> None:
+    heavy = "('numpy', 'PIL', 'pydantic')"
+    code = f"import sys, dlhpc.data.catalog, dlhpc.data.lists; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

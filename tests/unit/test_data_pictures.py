@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from dlhpc.data.pictures import BrokenPicture, decode, is_grey, read_picture
-from dlhpc.errors import StorageError
+from dlhpc.errors import StorageError, UserError
 
 HEIGHT, WIDTH = 24, 36
 rng = np.random.default_rng(0)
@@ -104,6 +105,14 @@ def test_colour_16_bit_png_keeps_its_bits(tmp_path: Path) -> None:
     assert np.array_equal(same(str(file)), RGB16)
     file.write_bytes(png16(np.dstack([GREY16, np.zeros_like(GREY16)]), 4))
     assert (same(str(file), "grey") == 65535).all(), "what is transparent lies over white"
+
+
+def test_a_missing_decoder_is_not_the_pictures_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    (tmp_path / "x.png").write_bytes(png16(RGB16, 2))
+    with pytest.raises(UserError, match="need the Python package `imagecodecs`") as caught:
+        read_picture(str(tmp_path / "x.png"), "rgb", 16, 16)
+    assert not isinstance(caught.value, BrokenPicture), "or it would be skipped"
 
 
 def test_16_bit_netpbm_is_stretched_to_full_scale(tmp_path: Path) -> None:
