@@ -16,7 +16,7 @@ import dlhpc
 from dlhpc.envs.commands import stream
 from dlhpc.envs.progress import Progress, pip_news
 from dlhpc.envs.state import FOLDER, Stamps, key_of, locked
-from dlhpc.envs.venv import ensure_venv, installed, remove_cut_installations
+from dlhpc.envs.venv import check_place, ensure_venv, installed, remove_cut_installations
 from dlhpc.errors import DlhpcError
 from dlhpc.files import storage_errors
 from dlhpc.process import ask
@@ -26,6 +26,7 @@ _STEP = "dlhpc"
 
 def bootstrap(checkout: Path, prefix: Path, progress: Progress) -> None:
     """Make the environment and install the checkout into it, editable; all that is done already is skipped."""
+    check_place(prefix)
     log = prefix / FOLDER / "build.log"
 
     def waiting() -> None:

@@ -24,7 +24,7 @@ from dlhpc.envs.recipe import HorovodPart, Recipe, SystemPart, requirement_name
 from dlhpc.envs.record import EnvironmentRecord, MpiRecord, read_record, write_record
 from dlhpc.envs.state import FOLDER, Stamps, key_of, locked
 from dlhpc.envs.system import Mpi, apt_install, find_mpi, may_install, missing_error
-from dlhpc.envs.venv import ensure_venv, installed, remove_cut_installations
+from dlhpc.envs.venv import check_place, ensure_venv, installed, remove_cut_installations
 from dlhpc.envs.verify import verify
 from dlhpc.errors import CommandError, StorageError, UserError
 from dlhpc.files import storage_errors
@@ -40,6 +40,7 @@ def build(recipe: Recipe, prefix: Path, progress: Progress, extras: Sequence[str
     skipped. Raises :class:`DlhpcError`; whatever happens, repeating the call continues.
     """
     prefix = prefix.absolute()
+    check_place(prefix)
 
     def waiting() -> None:
         progress.note(f"another build in {prefix} is running; waiting for it to end")

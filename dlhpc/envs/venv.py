@@ -69,10 +69,22 @@ def ask_python(prefix: Path) -> Python | None:
     )
 
 
+def check_place(prefix: Path) -> None:
+    """Refuse a folder that holds something else, before anything is written into it."""
+    others = {entry.name for entry in _entries(prefix)} - {FOLDER}
+    if others and not (prefix / "pyvenv.cfg").exists() and not (prefix / FOLDER / _MADE_BY_US).exists():
+        raise UserError(
+            "holds other files and is no Python environment",
+            where=prefix,
+            remedy="Name a new folder, or an environment, as the prefix.",
+        )
+
+
 def ensure_venv(prefix: Path, *, log: Path, progress: Progress) -> Python:
     """The environment at ``prefix``, made now if it is not there; a half-made one of ours is made anew.
 
-    The caller holds the prefix's lock. Somebody else's broken environment, or a folder that is none, is an error.
+    The caller has called :func:`check_place` and holds the prefix's lock. Somebody else's broken environment is an
+    error.
     """
     marker = prefix / FOLDER / _MADE_BY_US
     whole = _moved_scripts_are_absent(prefix) and not (marker.exists() and _cut(marker))
@@ -129,8 +141,13 @@ def _moved_scripts_are_absent(prefix: Path) -> bool:
 
 
 def _entries(prefix: Path) -> list[Path]:
-    with storage_errors(prefix, "read"):
-        return list(prefix.iterdir()) if prefix.exists() else []
+    try:
+        with storage_errors(prefix, "read"):
+            return list(prefix.iterdir())
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
 
 
 def _clear(prefix: Path) -> None:

@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dlhpc.envs import system, venv
+from dlhpc.envs import bootstrap, system, venv
+from dlhpc.envs import build as building
 from dlhpc.envs.commands import StepFailed, stream
 from dlhpc.envs.progress import LiveProgress, Progress, pip_news
+from dlhpc.envs.recipe import Recipe
 from dlhpc.envs.state import Stamps, key_of, locked
 from dlhpc.errors import UserError
 
@@ -305,13 +307,23 @@ def test_the_users_own_working_environment_is_taken_as_it_is(tmp_path: Path, mak
     assert making == []
 
 
-def test_a_folder_that_is_no_environment_is_never_emptied(tmp_path: Path, making: list[Path]) -> None:
+def test_a_folder_that_is_no_environment_is_never_touched(tmp_path: Path, making: list[Path]) -> None:
     prefix = tmp_path / "photos"
     prefix.mkdir()
     (prefix / "me.png").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        building.build(Recipe(name="x", requirements=("torch==2.15.0",)), prefix, Quiet())
+    with pytest.raises(UserError, match="holds other files"):
+        bootstrap.bootstrap(tmp_path, prefix, Quiet())
+    assert os.listdir(prefix) == ["me.png"]
+    assert making == []
+
+
+def test_the_users_own_broken_environment_is_theirs_to_remove(tmp_path: Path, making: list[Path]) -> None:
+    (tmp_path / "pyvenv.cfg").touch()
     with pytest.raises(UserError, match="no working Python environment"):
-        ensured(prefix)
-    assert (prefix / "me.png").exists()
+        ensured(tmp_path)
+    assert (tmp_path / "pyvenv.cfg").exists()
     assert making == []
 
 
