@@ -43,6 +43,7 @@ class Quiet(Progress):
 
 def python_at(prefix: Path) -> venv.Python:
     (prefix / "lib").mkdir(parents=True, exist_ok=True)
+    (prefix / "pyvenv.cfg").touch()
     return venv.Python(
         prefix / "bin/python", "3.11.2", "cp311", str(prefix), prefix / "lib", Path("/usr/include"), "x86_64", "2.36"
     )
