@@ -37,6 +37,9 @@ def init(task: str | None, folder: Path | None, out: Path | None, name: str | No
     target = out or Path(f"{folder.resolve().name}.yaml")
     if target.exists() and not force:
         raise UserError("exists already", where=target, remedy="Choose another with --out, or replace it with --force.")
-    text = starter_spec(folder, name=name, relative_to=target.absolute().parent)
+    from dlhpc.schedulers.local_queue import offered_cores
+
+    ranks = 2 if offered_cores() >= 2 else 1
+    text = starter_spec(folder, name=name, relative_to=target.absolute().parent, ranks_per_node=ranks)
     replace_text(target, text)
     click.echo(f"Wrote {target}. Read it, then:  dlhpc submit {target} --wait")

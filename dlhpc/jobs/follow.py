@@ -42,8 +42,10 @@ def statuses(runs: Sequence[RunDirectory]) -> list[RunStatus]:
     asked: dict[str, dict[int, str]] = {}
     for index, run in enumerate(runs):
         try:
-            settle(run)
             entries, damaged = read_journal(run)
+            if progress(entries).submitting:
+                settle(run)
+                entries, damaged = read_journal(run)
             known[index] = found = (progress(entries), damaged)
             if needs_scheduler(found[0]) and found[0].job_id is not None:
                 asked.setdefault(read_plan(run.plan).scheduler, {})[index] = found[0].job_id

@@ -101,7 +101,7 @@ def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path) -> Plan:
     if faults:
         raise ErrorList(faults)
 
-    warnings: list[str] = []
+    warnings = list(catalog.notes)
     ranks = job.nodes * job.ranks_per_node
     environment, prefix, python, record = _environment(spec, site)
     launcher, launch, exports = _launcher(site, ranks, prefix, record, warnings)
@@ -229,7 +229,7 @@ def _with_absolute_paths(spec: Spec, document: Document, base: Path) -> Spec:
     node: CommentedMap = document.root["data"]
 
     def absolute(path: str) -> str:
-        return os.path.abspath(base / Path(os.path.expandvars(path)).expanduser())
+        return os.path.abspath(base / os.path.expanduser(path))
 
     if data.folder is not None:
         changed["folder"] = node["folder"] = absolute(data.folder)

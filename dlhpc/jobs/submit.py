@@ -115,10 +115,8 @@ def settle(run: RunDirectory) -> None:
 
     A failing query leaves it open: not knowing is not the same as not submitted.
     """
-    if not progress(read_journal(run)[0]).submitting:
-        return
-    plan = read_plan(run.plan)
     try:
+        plan = read_plan(run.plan)
         with submission_lock(run):
             known = progress(read_journal(run)[0])
             if not known.submitting:
