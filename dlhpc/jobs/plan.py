@@ -105,7 +105,8 @@ def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path) -> Plan:
     ranks = job.nodes * job.ranks_per_node
     environment, prefix, python, record = _environment(spec, site)
     launcher, launch, exports = _launcher(site, ranks, prefix, record, warnings)
-    exports = {**_base_exports(cores_per_rank), **exports, **site.launcher.environment}
+    of_environment = record.environment if record is not None else {}
+    exports = {**_base_exports(cores_per_rank), **of_environment, **exports, **site.launcher.environment}
 
     summary = DatasetSummary(
         key=(key := catalog.key(spec.data)),
@@ -193,21 +194,23 @@ def _launcher(
     if ranks == 1:
         return "none", [], {}
     kind = site.launcher.kind
+    # The launcher must be of the MPI that Horovod was compiled with; without a record PATH is all there is to go by.
+    mpirun = record.mpi.mpirun if record is not None and record.mpi is not None else "mpirun"
+    found = shutil.which(mpirun) is not None
     if kind == "auto":
         built_with_mpi = record is None or record.mpi is not None
-        mpirun_here = shutil.which("mpirun") is not None
-        if built_with_mpi and not mpirun_here and record is not None:
-            warnings.append("the environment has MPI, but `mpirun` is not on PATH; Horovod's Gloo starts the ranks")
-        kind = "mpirun" if built_with_mpi and mpirun_here else "gloo"
+        if built_with_mpi and not found and record is not None:
+            warnings.append(f"the environment has MPI, but `{mpirun}` is not there; Horovod's Gloo starts the ranks")
+        kind = "mpirun" if built_with_mpi and found else "gloo"
     if kind == "mpirun":
-        if site.scheduler == "local" and shutil.which("mpirun") is None:
+        if not found:
             raise UserError(
-                f"the site `{site.name}` starts ranks with `mpirun`, which is not on PATH",
+                f"the site `{site.name}` starts ranks with `{mpirun}`, which was not found",
                 remedy="Install an MPI, or set `launcher: {kind: auto}` in the profile to go on with Gloo.",
             )
         # Open MPI refuses to run as root unless told twice; that is the rule inside containers.
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-        return "mpirun", ["mpirun", "-np", str(ranks), *site.launcher.options], root
+        return "mpirun", [mpirun, "-np", str(ranks), *site.launcher.options], root
     horovodrun = str(prefix / "bin" / "horovodrun")
     return "gloo", [horovodrun, "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"], {}
 
