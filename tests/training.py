@@ -69,7 +69,7 @@ def make_run(
 ) -> RunDirectory:
     """A run directory as submission leaves it: plan and packed pictures (48 to train on, 20 to validate)."""
     splits = splits or {"train": stripes(48, classes), "val": stripes(20, classes, seed=1)}
-    _, channels, height, width = splits["train"][0].shape
+    _, _, height, width = splits["train"][0].shape
     run = RunDirectory(folder)
     for name in ("logs", "attempts", "checkpoints"):
         (folder / name).mkdir(parents=True)

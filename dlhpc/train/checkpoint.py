@@ -15,10 +15,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises for content that it will not execute
 from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dlhpc.errors import StorageError
@@ -212,10 +214,10 @@ def load(record: CheckpointRecord) -> Loaded:
     """Read a checkpoint and check it; :class:`DamagedCheckpoint` if a file is missing, cut or changed."""
     weights, trainer = _read(record.weights), _read(record.trainer)
     try:
-        value = torch.load(io.BytesIO(trainer), map_location="cpu", weights_only=True)
-        return Loaded(record, Position.from_json(record.state), safetensors.torch.load(weights), TrainerState(**value))
-    except (RuntimeError, ValueError, TypeError, KeyError, EOFError, safetensors.SafetensorError) as error:
-        raise DamagedCheckpoint(f"cannot be read ({error})", where=record.trainer.path) from error
+        state = TrainerState(**torch.load(io.BytesIO(trainer), map_location="cpu", weights_only=True))
+        return Loaded(record, Position.from_json(record.state), safetensors.torch.load(weights), state)
+    except (RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"cannot be read ({str(error).splitlines()[0]})", where=record.trainer.path) from error
 
 
 def load_weights(record: CheckpointRecord) -> dict[str, Tensor]:

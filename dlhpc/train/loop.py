@@ -82,7 +82,6 @@ class Training:
         self.position = Position()
         self.running = torch.zeros(3, dtype=torch.float64, device=device)  # loss sum, right answers, pictures
         self.metrics: dict[str, float] = {}
-        self.rate = 0.0
         self.stop_reason: str | None = None
         self.clock = Clock()
 
@@ -109,14 +108,7 @@ class Training:
         """One optimiser step over a global batch. With a loss that is not finite, weights stay as they are."""
         began = time.perf_counter()
         torch.manual_seed(derived_seed(self.spec.training.seed, "dropout", self.position.step, self.collective.rank))
-        done = self.position.step
-        self.rate = rate_at(
-            self.spec.learning_rate,
-            self.plan.base_rate,
-            done / self.plan.total_steps,
-            (done + 1) / self.plan.steps_per_epoch,
-        )
-        set_rate(self.optimiser, self.rate)
+        set_rate(self.optimiser, self.rate(self.position.step))
         self.stop_reason = self.stop.reason(self.collective.rank, self.seconds_needed())
         self.gradients.begin(stop=self.stop_reason is not None)
 
@@ -143,6 +135,11 @@ class Training:
             self.optimiser.step()
         self.clock.step(step.global_count, time.perf_counter() - began)
         return agreed
+
+    def rate(self, step: int) -> float:
+        """The learning rate of ``step``, counted from 0."""
+        progress, epoch = step / self.plan.total_steps, (step + 1) / self.plan.steps_per_epoch
+        return rate_at(self.spec.learning_rate, self.plan.base_rate, progress, epoch)
 
     def seconds_needed(self) -> float:
         """From now on: one more step, the validation that may follow it, and saving."""
@@ -192,7 +189,7 @@ class Training:
         self.metrics = {
             "train_loss": loss_sum / max(1.0, pictures),
             "train_accuracy": right / max(1.0, pictures),
-            "train_learning_rate": self.rate,
+            "train_learning_rate": self.rate(step - 1),
             "val_loss": found.loss,
             "val_accuracy": found.accuracy,
         }
@@ -200,12 +197,10 @@ class Training:
             self.metrics["val_top5_accuracy"] = found.top5_accuracy
         self.position.measured_step = step
         epoch = step / self.plan.steps_per_epoch
-        loss = found.loss if math.isfinite(found.loss) else math.inf
-        best = self.position.best is None or self.position.best.beaten_by(found.accuracy, loss)
-        if math.isinf(loss):
-            best = False
+        known = self.position.best
+        best = math.isfinite(found.loss) and (known is None or known.beaten_by(found.accuracy, found.loss))
         if best:
-            self.position.best = Best(name_of(step), epoch, step, found.accuracy, loss)
+            self.position.best = Best(name_of(step), epoch, step, found.accuracy, found.loss)
         if self.leader:
             now = time.time()
             points = [
@@ -344,7 +339,7 @@ class Training:
         epoch = self.position.step / self.plan.steps_per_epoch
         reason = (
             f"the training loss is not a finite number any more in epoch {math.floor(epoch) + 1} "
-            f"(step {self.position.step + 1}, learning rate {self.rate:.3g})"
+            f"(step {self.position.step + 1}, learning rate {self.rate(self.position.step):.3g})"
         )
         advice = (
             f"Try a lower learning rate, for example learning_rate.base: {self.spec.learning_rate.base / 10:.3g}, "

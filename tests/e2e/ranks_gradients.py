@@ -15,7 +15,9 @@ from dlhpc.train.gradients import GradientBuckets
 
 def network() -> nn.Module:
     torch.manual_seed(3)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 30), nn.ReLU(), nn.Linear(30, 5))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 30), nn.ReLU(), nn.Linear(30, 5)
+    )
 
 
 def main() -> None:
