@@ -145,7 +145,7 @@ def _tell(record: CheckpointRecord, table: Path, tally: Tally, kept: list[Predic
     if rows:
         _print_table(rows[:SHOWN], with_truth=unseen)
     if unseen:
-        click.echo(f"{tally.right} of {tally.predicted} unseen pictures were named right" + (":" if rows else "."))
+        click.echo(f"{tally.right} of {tally.predicted} unseen pictures were named right.")
     more = (len(rows) if unseen else tally.predicted) - SHOWN
     if more > 0:
         click.echo(f"{more} more {'misses' if unseen else 'pictures'} are in the table below.")

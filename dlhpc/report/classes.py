@@ -35,7 +35,8 @@ class Confused:
 
 
 def class_rows(evaluation: Evaluation) -> list[ClassRow]:
-    """One row a class, worst accuracy first; equally bad ones with more pictures first, then by name."""
+    """One row a class, worst accuracy first; equally bad ones with more pictures first, then by name (``s2`` before
+    ``s10``)."""
     given = [sum(column) for column in zip(*evaluation.confusion)]
     rows = []
     for index, (name, counts) in enumerate(zip(evaluation.classes, evaluation.confusion)):
@@ -51,7 +52,7 @@ def class_rows(evaluation: Evaluation) -> list[ClassRow]:
                 taken_for=evaluation.classes[-max(wrong)[1]] if wrong else "",
             )
         )
-    return sorted(rows, key=lambda row: (2.0 if row.accuracy is None else row.accuracy, -row.count, row.name))
+    return sorted(rows, key=lambda row: (2.0 if row.accuracy is None else row.accuracy, -row.count, natural(row.name)))
 
 
 def most_confused(evaluation: Evaluation, limit: int = 15) -> list[Confused]:
