@@ -47,7 +47,8 @@ def statuses(runs: Sequence[RunDirectory]) -> list[RunStatus]:
                 settle(run)
                 entries, damaged = read_journal(run)
             known[index] = found = (progress(entries), damaged)
-            if needs_scheduler(found[0]) and found[0].job_id is not None:
+            script_ended = run.exit_file(found[0].attempt).exists()
+            if needs_scheduler(found[0], script_ended=script_ended) and found[0].job_id is not None:
                 asked.setdefault(read_plan(run.plan).scheduler, {})[index] = found[0].job_id
         except DlhpcError as error:
             unreadable[index] = error.what

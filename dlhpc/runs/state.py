@@ -99,18 +99,23 @@ def progress(entries: list[Entry]) -> Progress:
     )
 
 
-def needs_scheduler(known: Progress) -> bool:
-    """Whether the journal alone cannot tell the state: a job may be in the queue."""
-    settled = (RunState.FINISHED, RunState.CANCELLED, RunState.NOT_SUBMITTED)
-    return known.attempt > 0 and known.ended not in settled
+def needs_scheduler(known: Progress, *, script_ended: bool = False) -> bool:
+    """Whether the journal alone cannot tell the state: a job may be in the queue.
+
+    A finished training's job is over when its script has left its exit status (``script_ended``).
+    """
+    if known.ended is RunState.FINISHED:
+        return not script_ended
+    return known.attempt > 0 and known.ended not in (RunState.CANCELLED, RunState.NOT_SUBMITTED)
 
 
 def state_of(known: Progress, job: JobView | None) -> tuple[RunState, str | None]:
     """State and reason. ``job`` is None if the scheduler was not asked (see :func:`needs_scheduler`)."""
     if known.attempt == 0:
         return RunState.NOT_SUBMITTED, "submit it with `dlhpc resume`"
-    if not needs_scheduler(known):
-        assert known.ended is not None
+    if known.ended in (RunState.CANCELLED, RunState.NOT_SUBMITTED):
+        return known.ended, known.reason
+    if known.ended is RunState.FINISHED and (job is None or job.state in ("over", "unknown")):
         return known.ended, known.reason
     if job is None or job.state == "unknown":
         return RunState.UNKNOWN, job.reason if job else None

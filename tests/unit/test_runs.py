@@ -129,7 +129,10 @@ JOB_RUNS, JOB_OVER = JobView("running"), JobView("over", exit_code=1)
         ("submitted", JOB_RUNS, RunState.RUNNING),
         ("submitted", JOB_OVER, RunState.FAILED),
         ("submitted", JobView("unknown", reason="no answer"), RunState.UNKNOWN),
-        ("submitted+finished", JOB_RUNS, RunState.FINISHED),
+        ("submitted+finished", JOB_RUNS, RunState.RUNNING),  # its script is about to end
+        ("submitted+finished", JOB_OVER, RunState.FINISHED),
+        ("submitted+finished", JobView("unknown"), RunState.FINISHED),
+        ("submitted+finished", None, RunState.FINISHED),
         ("submitted+failed", JOB_RUNS, RunState.RUNNING),  # it may yet go on with another attempt
         ("submitted+failed", JOB_OVER, RunState.FAILED),
         ("submitted+cancelled", JOB_RUNS, RunState.CANCELLED),
