@@ -30,6 +30,13 @@ from dlhpc.spec.models import Spec
 SITE = Site(name="here", queues=[Queue(name="all", node=Node(cores=8, gpus=0))], launcher=Launcher(kind="mpirun"))
 
 
+@pytest.fixture(autouse=True)
+def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests mean a machine with `mpirun` on PATH, whatever this one has."""
+    monkeypatch.setattr("dlhpc.jobs.plan.read_record", lambda _: None)
+    monkeypatch.setattr("dlhpc.jobs.plan.shutil.which", lambda name: f"/usr/bin/{name}")
+
+
 def spec(**changes: object) -> Spec:
     return Spec.model_validate({"name": "cars", "data": {"folder": "/photos"}, **changes})
 
