@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 
-from dlhpc.errors import DlhpcError
+from dlhpc.errors import DlhpcError, ErrorList
 from dlhpc.files import replace_text
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, record
@@ -29,16 +29,13 @@ def report_failure(run: RunDirectory, attempt: int, rank: int, error: BaseExcept
     Rank 0 tells at once. Another rank waits a little: if somebody has told meanwhile, it was the same error or the
     cause of ours. A :class:`LostContact` waits on rank 0 too, because the rank that went away knows the cause.
     """
-    expected = isinstance(error, DlhpcError)
     code = error.attempt_exit if isinstance(error, DlhpcError) else 1
     if (rank != 0 or isinstance(error, LostContact)) and _somebody_told(run, attempt):
         return code
     who = "" if rank == 0 else f"rank {rank}: "
-    if expected:
+    if isinstance(error, DlhpcError):
         print(f"dlhpc: {who}{error}", file=sys.stderr, flush=True)
-        reason = who + (
-            error.what if isinstance(error, DlhpcError) and not error.args[0].endswith("errors") else _first_line(error)
-        )
+        reason = who + (_first_line(error) if isinstance(error, ErrorList) else error.what)
     else:
         traceback.print_exception(error)
         reason = f"{who}{type(error).__name__}: {_first_line(error)}"

@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from dlhpc.errors import UserError
 from dlhpc.spec.models import SMALLEST_INPUT, Optimizer
+from dlhpc.train.collective import SingleCollective
+from dlhpc.train.evaluate import RankState
 from dlhpc.train.models import (
     Classifier,
     Outputs,
@@ -107,3 +109,20 @@ def test_the_specs_settings_reach_the_optimiser() -> None:
 def test_a_setting_that_torch_refuses_is_the_users_to_mend() -> None:
     with pytest.raises(UserError, match="adam refuses"):
         make_optimiser(Optimizer(name="adam", betas=(0.9, 1.0)), [torch.nn.Parameter(torch.zeros(2))])
+
+
+def test_averaged_statistics_are_for_looking_only() -> None:
+    class Two(SingleCollective):
+        """As if another rank had zeros everywhere."""
+
+        size = 2
+
+    network = build_network("smallnet", 1, 4, 16, 16)
+    network(torch.rand(3, 1, 16, 16))
+    state = RankState(network)
+    before = state.read()
+    with state.averaged(Two()):
+        assert torch.allclose(state.read()[0], before[0] / 2)
+    after = state.read()
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
