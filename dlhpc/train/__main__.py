@@ -1,7 +1,8 @@
 """``python -m dlhpc.train RUN``: started once per rank by the job script's launcher, or alone.
 
 From the environment: ``DLHPC_ATTEMPT`` (from 1), ``DLHPC_DEADLINE`` (seconds since 1970, may be absent),
-``DLHPC_JOB_ID``, ``OMP_NUM_THREADS``. Exit codes are those of :class:`dlhpc.errors.AttemptExit`.
+``DLHPC_JOB_ID``, ``OMP_NUM_THREADS``. The exit code (:class:`dlhpc.errors.AttemptExit`) is left in
+``RUN/attempts/ATTEMPT.outcome``, which counts more than what a launcher makes of those of its ranks.
 """
 
 import contextlib
@@ -67,7 +68,8 @@ def main(argv: list[str]) -> int:
         sys.stderr.flush()
         # Not sys.exit: other ranks wait for us in a collective operation, and so would the exit handlers of MPI.
         os._exit(code)
-    return code
+    # The outcome is in its file. Launchers take any other exit code than 0 for a crash, and fill the log with it.
+    return code if collective.size == 1 else 0
 
 
 def _train(
