@@ -59,6 +59,13 @@ def ago(then: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
+def shell_word(path: Path) -> str:
+    """A path as one may type it after a command: quoted where a shell needs it, never taken for an option."""
+    import shlex
+
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
     import json

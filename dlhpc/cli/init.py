@@ -30,6 +30,7 @@ def init(task: str | None, folder: Path | None, out: Path | None, name: str | No
         return
     if task is None or folder is None:
         raise click.UsageError("Name the task and the folder: dlhpc init classification FOLDER")
+    from dlhpc.cli.common import shell_word
     from dlhpc.errors import UserError
     from dlhpc.files import replace_text
     from dlhpc.spec.starter import starter_spec
@@ -42,4 +43,5 @@ def init(task: str | None, folder: Path | None, out: Path | None, name: str | No
     ranks = 2 if offered_cores() >= 2 else 1
     text = starter_spec(folder, name=name, relative_to=target.absolute().parent, ranks_per_node=ranks)
     replace_text(target, text)
-    click.echo(f"Wrote {target}. Read it, then:  dlhpc submit {target} --wait")
+    word = shell_word(target)
+    click.echo(f"Wrote {word}. Read it, then:  dlhpc submit {word} --wait")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", metavar="RUN", default="last")
+@click.argument("name", metavar="[RUN]", default="last")
 @runs_option
 @click.option("--once", is_flag=True, help="Draw the curves once and leave.")
 def watch(name: str, runs: str | None, site: str | None, once: bool) -> None:

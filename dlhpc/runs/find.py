@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from pathlib import Path
 
 from dlhpc.errors import UserError
@@ -16,16 +17,29 @@ def all_runs(runs: Path) -> list[RunDirectory]:
         return []
     with storage_errors(runs, "list"):
         found = [entry for entry in runs.iterdir() if not entry.name.startswith(".")]
-    return [RunDirectory(entry) for entry in sorted(found, key=_by_time) if (entry / "journal.jsonl").exists()]
+        kept = [RunDirectory(entry) for entry in sorted(found, key=_second) if (entry / "journal.jsonl").exists()]
+        groups = [list(group) for _, group in itertools.groupby(kept, key=lambda run: _second(run.path))]
+    # Looking at a file is dear on shared storage: only those that were made in the same second need it.
+    return [run for group in groups for run in (sorted(group, key=_written) if len(group) > 1 else group)]
 
 
-def _by_time(path: Path) -> tuple[str, str]:
+def _second(path: Path) -> str:
     """Run names end in ``-YYYYMMDD-HHMMSS-xxxx``."""
-    return path.name[-20:], path.name
+    return path.name[-20:-5]
+
+
+def _written(run: RunDirectory) -> tuple[float, str]:
+    """When the run was made, for those that were made in one second: nothing ever changes its plan."""
+    try:
+        return run.plan.stat().st_mtime, run.name
+    except FileNotFoundError:
+        return 0.0, run.name
 
 
 def find_run(named: str, runs: Path) -> RunDirectory:
     """The run that ``named`` means; :class:`UserError` if there is none or more than one."""
+    if not named.strip():  # as from an unset variable of a script: it must not mean the one run there is
+        raise UserError("the name of the run is empty", remedy="`dlhpc status` lists the runs.")
     path = Path(named).expanduser()
     if "/" in named or named in (".", ".."):
         run = RunDirectory(path.absolute())

@@ -16,6 +16,8 @@ class Model(BaseModel):
 
 
 _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_CLOCK_UNITS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
+_LONGEST_S = 10 * 366 * 86400
 _CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d))?")
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(sec|min|[smhd])")
 
@@ -26,11 +28,14 @@ def parse_duration(value: Any) -> timedelta:
         return value
     text = str(value).strip().lower()
     if clock := _CLOCK.fullmatch(text):
-        found = {name: int(part or 0) for name, part in clock.groupdict().items()}
-        return timedelta(**found)
-    if (parts := _PART.findall(text)) and not _PART.sub("", text).strip():
-        return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
-    raise ValueError(f"`{value}` is not a duration; write for example 1:30:00, 90min or 2h")
+        seconds = sum(float(part or 0) * _CLOCK_UNITS[name] for name, part in clock.groupdict().items())
+    elif (parts := _PART.findall(text)) and not _PART.sub("", text).strip():
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    else:
+        raise ValueError(f"`{value}` is not a duration; write for example 1:30:00, 90min or 2h")
+    if seconds > _LONGEST_S:
+        raise ValueError(f"`{value}` is longer than ten years")
+    return timedelta(seconds=seconds)
 
 
 def format_duration(duration: timedelta | float) -> str:

@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
 
 from dlhpc.errors import ErrorList, Place, UserError
 from dlhpc.files import storage_errors
@@ -43,7 +44,7 @@ class Document:
         """Where ``location`` stands: its key, or the nearest key above that exists."""
         dotted = ".".join(str(part) for part in location)
         for key, text in self.overridden.items():
-            if dotted == key or dotted.startswith(key + "."):
+            if dotted == key or dotted.startswith(key + ".") or key.startswith(dotted + "."):
                 return Place(f"--set {key}={text}")
         node: Any = self.root
         line: int | None = None
@@ -115,6 +116,12 @@ def parse_document(text: str, path: Path) -> Document:
             where=Place(str(path), mark.line + 1 if mark else None),
             remedy="Check indentation (spaces, no tabs), a colon and a blank after each key, and quotes.",
         ) from error
+    except RecursionError as error:
+        raise UserError("is nested too deeply", where=path, remedy="See `dlhpc init --help` for a spec.") from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"holds the character U+{ord(text[error.position]):04X}, which YAML does not allow"
+        raise UserError(what, where=Place(str(path), line), remedy="Remove it.") from error
     except (YAMLError, ValueError) as error:
         raise UserError(f"is not valid YAML: {error}", where=path, remedy="Check the file in an editor.") from error
     if not isinstance(root, CommentedMap):
@@ -149,12 +156,28 @@ def override(document: Document, settings: Sequence[str]) -> None:
         document.overridden[key] = text
 
 
-def _plain(node: Any) -> Any:
-    """Nested dicts and lists of what the YAML held."""
-    if isinstance(node, CommentedMap):
-        return {key if isinstance(key, str) else str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        return [_plain(value) for value in node]
+_MOST_VALUES = 100_000
+
+
+def _plain(document: Document) -> Any:
+    """Nested dicts and lists of what the YAML held. Aliases are written out, so there is a limit to how many."""
+    left = iter(range(_MOST_VALUES))
+
+    def plain(node: Any) -> Any:
+        if next(left, None) is None:
+            raise UserError(
+                f"holds more than {_MOST_VALUES} values", where=document.path, remedy="Use fewer `*` aliases."
+            )
+        if isinstance(node, CommentedMap):
+            return {key if isinstance(key, str) else str(key): plain(value) for key, value in node.items()}
+        if isinstance(node, CommentedSeq):
+            return [plain(value) for value in node]
+        return _scalar(node)
+
+    return plain(document.root)
+
+
+def _scalar(node: Any) -> Any:
     if isinstance(node, bool) or node is None:
         return node
     if isinstance(node, int):
@@ -167,7 +190,7 @@ def _plain(node: Any) -> Any:
 def validate(document: Document, model: type[AnyModel]) -> AnyModel:
     """Turn a document into ``model``; :class:`ErrorList` holds every fault, each at its line, with a remedy."""
     try:
-        return model.model_validate(_plain(document.root))
+        return model.model_validate(_plain(document))
     except ValidationError as error:
         faults = [_kind_error(document, model, detail) for detail in error.errors()]
     faults.sort(key=lambda fault: _line_of(fault))
@@ -232,7 +255,7 @@ def _shown(value: Any) -> str:
 
 def _example(model: type[BaseModel], location: Location) -> str:
     field = _model_at(model, location[:-1]).model_fields.get(str(location[-1])) if location else None
-    if field is None or field.is_required() or field.default is None:
+    if field is None or field.is_required() or field.default in (None, ""):
         return "Correct the value."
     return f"Correct the value; the default is {field.default}."
 

@@ -192,7 +192,7 @@ class Training(Model):
     epochs: Positive = 30
     batch_size: Positive = 32
     """Pictures per rank and step; the global batch is this times ranks times `accumulate`."""
-    accumulate: Positive = 1
+    accumulate: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Sum the gradients of so many portions before a step: a large batch in little memory."""
     validation_interval: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between validations; 0.5 is twice an epoch."""
@@ -262,7 +262,10 @@ class Spec(Model):
                 f"data and augment.crop give {self.input_size[1]}×{self.input_size[0]}"
             )
         if self.learning_rate.warmup_epochs > self.training.epochs:
-            raise ValueError("learning_rate.warmup_epochs is longer than training.epochs")
+            raise ValueError(
+                f"learning_rate.warmup_epochs is {self.learning_rate.warmup_epochs:g}, longer than training.epochs, "
+                f"{self.training.epochs}"
+            )
         return self
 
     @property

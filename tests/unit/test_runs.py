@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -153,3 +154,21 @@ def test_the_state_is_computed_from_the_journal_and_the_scheduler(
     for event, details in events if isinstance(events, list) else []:
         record(run, event, **details)
     assert state_of(progress(read_journal(run)[0]), job)[0] is state
+
+
+def test_an_empty_name_means_no_run(tmp_path: Path) -> None:
+    new_run(tmp_path)
+    for nothing in ("", " "):  # `dlhpc cancel "$RUN"` where RUN was never set
+        with pytest.raises(UserError, match="name of the run is empty"):
+            find_run(nothing, tmp_path)
+
+
+def test_last_is_the_last_of_those_made_in_one_second(tmp_path: Path) -> None:
+    for nth, ending in enumerate(["ffff", "0000", "8888"]):
+        run = tmp_path / f"cars-20260105-120000-{ending}"
+        run.mkdir()
+        (run / "journal.jsonl").touch()
+        (run / "plan.json").touch()
+        os.utime(run / "plan.json", (nth, nth))
+    assert [run.name[-4:] for run in all_runs(tmp_path)] == ["ffff", "0000", "8888"]
+    assert find_run("last", tmp_path).name.endswith("8888")

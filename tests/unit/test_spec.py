@@ -136,3 +136,37 @@ def test_the_schema_describes_every_key() -> None:
     schema = Spec.model_json_schema()
     assert schema["required"] == ["name", "data"]
     assert "of each class" in str(schema["$defs"]["Split"])
+
+
+@pytest.mark.parametrize("walltime", ["999999999999h", "99999999999999999999999:00:00", "11 d 99999999 h"])
+def test_a_walltime_without_end_is_refused(tmp_path: Path, walltime: str) -> None:
+    text = f"name: cars\ndata: {{folder: photos}}\njob:\n  walltime: {walltime}\n"
+    assert "longer than ten years" in faults(tmp_path, text)[0]
+
+
+def test_a_file_that_grows_without_end_when_read_is_refused(tmp_path: Path) -> None:
+    lines = ["a: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    with pytest.raises(UserError, match="more than 100000 values"):
+        load_spec(spec_file(tmp_path, "\n".join(["name: cars", *lines])))
+
+
+def test_a_spec_nested_without_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nested too deeply"):
+        load_spec(spec_file(tmp_path, "name: cars\ndata: " + "[" * 5000))
+
+
+def test_a_character_that_yaml_does_not_allow_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"spec\.yaml:2: holds the character U\+0000"):
+        load_spec(spec_file(tmp_path, "name: cars\nnotes: a\0b\n"))
+
+
+def test_a_setting_inside_a_value_is_named_as_it_was_given(tmp_path: Path) -> None:
+    text = "name: cars\ndata: {folder: photos}\ntraining: {epochs: 3}\n"
+    assert "--set training.epochs.x=3" in faults(tmp_path, text, "training.epochs.x=3")[0]
+    assert "the default is ." not in faults(tmp_path, text, "notes=[1]")[0]
+
+
+def test_a_billion_portions_are_refused(tmp_path: Path) -> None:
+    text = "name: cars\ndata: {folder: photos}\n"
+    assert "less than or equal to 10000" in faults(tmp_path, text, "training.accumulate=1000000000")[0]

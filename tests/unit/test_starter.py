@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dlhpc.cli.common import shell_word
 from dlhpc.data.catalog import Catalog, make_catalog
 from dlhpc.errors import DlhpcError, UserError
 from dlhpc.spec.load import load_spec
@@ -163,3 +164,11 @@ def test_every_setting_is_explained(tmp_path: Path) -> None:
         assert len(line) <= 120
         if ":" in line.split("#")[0] and line.rstrip() not in ("data:", "training:"):
             assert "# " in line or lines[number + 1].strip().startswith("# "), line
+
+
+@pytest.mark.parametrize(
+    ("path", "typed"),
+    [("cars.yaml", "cars.yaml"), ("-dash.yaml", "./-dash.yaml"), ("my cars.yaml", "'my cars.yaml'")],
+)
+def test_the_file_to_submit_is_named_as_one_may_type_it(path: str, typed: str) -> None:
+    assert shell_word(Path(path)) == typed
