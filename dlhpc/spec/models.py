@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from dlhpc.spec.base import Duration, MemoryBytes, Model
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Smoothing = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(gt=0, lt=100)]
 
@@ -128,9 +129,9 @@ class Optimizer(Model):
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """sgd, nesterov (0.9 if unset), rmsprop (0 if unset)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0001
-    betas: tuple[Fraction, Fraction] | None = None
+    betas: tuple[Smoothing, Smoothing] | None = None
     """adam, adamw (0.9, 0.999 if unset)."""
-    rho: Fraction | None = None
+    rho: Smoothing | None = None
     """rmsprop's smoothing α (0.99 if unset), adadelta's ρ (0.9 if unset)."""
     epsilon: Annotated[float, Field(gt=0)] | None = None
     """adam, adamw, rmsprop, adagrad, adadelta; PyTorch's default if unset."""
