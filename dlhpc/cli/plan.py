@@ -83,8 +83,8 @@ def _rows(planned: Planned) -> list[tuple[str, str]]:
             ),
         ),
         ("Optimiser", f"{spec.optimizer.name}, learning rate {plan.base_rate:g}, policy {rate.policy}"),
-        ("Validation", f"every {spec.training.validation_interval:g} epochs"),
-        ("Checkpoint", f"every {spec.training.snapshot_interval:g} epochs; last two and best are kept"),
+        ("Validation", f"every {_epochs(spec.training.validation_interval)}"),
+        ("Checkpoint", f"every {_epochs(spec.training.snapshot_interval)}; last two and best are kept"),
         ("Site", f"{plan.site} ({plan.scheduler}), queue {plan.queue}"),
         (
             "Job",
@@ -105,6 +105,10 @@ def _rows(planned: Planned) -> list[tuple[str, str]]:
         ("Run directory", str(placeholder_run(Path(data.packed).parent.parent, spec.name).path)),
     ]
     return [(name, escape(value)) for name, value in rows]
+
+
+def _epochs(number: float) -> str:
+    return "epoch" if number == 1 else f"{number:g} epochs"
 
 
 def data_folder(packed: str) -> str:

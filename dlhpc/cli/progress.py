@@ -12,6 +12,8 @@ import click
 from dlhpc.runs.state import RunState
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from dlhpc.jobs.follow import RunStatus
     from dlhpc.runs.directory import RunDirectory
 
@@ -75,7 +77,8 @@ def latest_numbers(run: RunDirectory) -> str:
     return "  ".join(shown)
 
 
-def _with_bar(run: RunDirectory) -> RunStatus:
+def progress_bar(width: int) -> Progress:
+    """State, bar, epochs, time so far and time left, in one line of a terminal that is ``width`` columns wide."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -85,24 +88,31 @@ def _with_bar(run: RunDirectory) -> RunStatus:
         TimeRemainingColumn,
     )
 
-    with Progress(
+    return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        # What the longest of the others need is kept free, or rich would cut the times short for the sake of the bar.
+        BarColumn(bar_width=min(40, max(4, width - len("running (attempt 10)  1000/1000 0:00:00 0:00:00 ")))),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}"),
-    ) as bar:
-        task = bar.add_task("queued", total=None, numbers="")
+    )
+
+
+def _with_bar(run: RunDirectory) -> RunStatus:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    bar = progress_bar(console.width)
+    task = bar.add_task("queued", total=None)
+    with Live(bar, console=console) as live:
         for now in follow(run):
             again = f" (attempt {now.attempt})" if now.attempt > 1 else ""
-            bar.update(
-                task,
-                description=f"{now.state.value}{again}",
-                completed=now.epoch,
-                total=now.epochs,
-                numbers=latest_numbers(run),
-            )
+            bar.update(task, description=f"{now.state.value}{again}", completed=now.epoch, total=now.epochs)
+            beneath = latest_numbers(run) or (now.reason if now.state in (RunState.QUEUED, RunState.UNKNOWN) else None)
+            # The numbers have a line of their own: beside the bar there is no room on 80 columns.
+            live.update(Group(bar, Text(beneath)) if beneath else bar)
     return now
 
 

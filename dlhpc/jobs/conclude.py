@@ -14,7 +14,7 @@ from dlhpc.jobs.submit import submit_attempt
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Entry, Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
-from dlhpc.runs.state import RunState, progress
+from dlhpc.runs.state import RunState, meaning_of, progress
 
 
 def next_step(plan: Plan, entries: list[Entry], attempt: int, status: int) -> tuple[bool, str | None]:
@@ -23,7 +23,11 @@ def next_step(plan: Plan, entries: list[Entry], attempt: int, status: int) -> tu
     if status == AttemptExit.FINISHED or progress(entries).ended is RunState.CANCELLED:
         return False, None
     failed_here = next((entry for entry in reversed(own) if entry.event == Event.FAILED), None)
-    reason = failed_here.details.get("reason") if failed_here else f"attempt {attempt} crashed with code {status}"
+    reason = (
+        failed_here.details.get("reason")
+        if failed_here
+        else (f"attempt {attempt} crashed with code {status}{meaning_of(status)}")
+    )
     if not AttemptExit.may_be_retried(status):
         return False, str(reason)
     if attempt >= plan.max_attempts:
@@ -31,7 +35,9 @@ def next_step(plan: Plan, entries: list[Entry], attempt: int, status: int) -> tu
             "; "
         )
     if status == AttemptExit.CONTINUE:
-        if not any(entry.event == Event.CHECKPOINTED for entry in own):
+        saved = {entry.attempt for entry in entries if entry.event == Event.CHECKPOINTED}
+        # A file system that stalls may cost one attempt; two in a row say that the walltime is too short.
+        if not saved & {attempt, attempt - 1}:
             return False, "the attempt was too short to get anywhere; ask for a longer job.walltime"
         return True, None
     crashes = 1 + sum(

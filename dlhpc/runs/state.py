@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -129,5 +130,14 @@ def state_of(known: Progress, job: JobView | None) -> tuple[RunState, str | None
     if job.exit_code == AttemptExit.CONTINUE:
         return RunState.FAILED, "it saved its state and was not submitted again; go on with `dlhpc resume`"
     how = f" ({job.reason})" if job.reason else ""
-    code = "" if job.exit_code is None else f" with code {job.exit_code}"
+    code = "" if job.exit_code is None else f" with code {job.exit_code}{meaning_of(job.exit_code)}"
     return RunState.FAILED, f"the job ended{code} without a word{how}; go on with `dlhpc resume`"
+
+
+def meaning_of(code: int) -> str:
+    """What a shell means by an exit code that is none of ours, in brackets; empty if it says nothing."""
+    if code in (126, 127):
+        return " (a program is missing or may not be run; `dlhpc logs` names it)"
+    if code == 128 + signal.SIGKILL:
+        return " (killed from outside, as for want of memory)"
+    return ""

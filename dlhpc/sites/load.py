@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhpc import resources
-from dlhpc.errors import UserError
+from dlhpc.errors import Place, UserError
 
 if TYPE_CHECKING:
     from dlhpc.sites.models import Site
@@ -70,10 +70,16 @@ def _runs_of_site(site: str | None) -> str:
 
     path = find_site(site)
     try:
-        profile: Any = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        runs = profile.get("paths", {}).get("runs", "~/dlhpc-runs")
-    except (OSError, UnicodeDecodeError, YAMLError, AttributeError) as error:
-        raise UserError(
-            f"cannot be read: {error}", where=path, remedy="Mend the profile, or name the folder with --runs."
-        ) from error
-    return str(runs)
+        profile: Any = YAML(typ="safe", pure=True).load(path.read_bytes())
+        runs = (profile.get("paths") or {}).get("runs", "~/dlhpc-runs")
+        if isinstance(runs, str) and runs:
+            return runs
+        what, line = "`paths.runs` must be the name of a folder", None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        what, line = f"is not valid YAML: {getattr(error, 'problem', None) or error}", mark and mark.line + 1
+    except AttributeError:
+        what, line = "the profile and its `paths` must hold `key: value` lines", None
+    except (OSError, ValueError, RecursionError) as error:
+        what, line = f"cannot be read: {error}", None
+    raise UserError(what, where=Place(str(path), line), remedy="Mend the profile, or name the folder with --runs.")

@@ -24,7 +24,7 @@ from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
 from dlhpc.runs.state import RunState
 from dlhpc.schedulers.base import JobRequest, JobState, JobStatus
-from dlhpc.sites.models import Launcher, Node, Queue, Site
+from dlhpc.sites.models import Environment, Launcher, Node, Queue, Site
 from dlhpc.spec.models import Spec
 
 SITE = Site(name="here", queues=[Queue(name="all", node=Node(cores=8, gpus=0))], launcher=Launcher(kind="mpirun"))
@@ -230,6 +230,7 @@ class FakeScheduler:
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
         self.state = JobState.QUEUED
+        self.exit_code: int | None = None
         self.fault: BaseException | None = None
         self.arrives = True
         self.silent = False
@@ -244,7 +245,8 @@ class FakeScheduler:
     def query(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
         if self.silent:
             raise CommandError("the scheduler does not answer")
-        return {job_id: JobStatus(job_id, self.state if job_id in self.jobs else JobState.GONE) for job_id in job_ids}
+        known = {job_id: self.state if job_id in self.jobs else JobState.GONE for job_id in job_ids}
+        return {job_id: JobStatus(job_id, state, self.exit_code) for job_id, state in known.items()}
 
     def find(self, tag: str) -> str | None:
         if self.silent:
@@ -414,3 +416,33 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_one_stalled_attempt_does_not_end_a_chain_that_has_got_somewhere(
+    run: RunDirectory, scheduler: FakeScheduler
+) -> None:
+    submit.submit_attempt(run, 1)
+    record(run, Event.CHECKPOINTED, attempt=1, step=10)
+    conclude(run, 1, AttemptExit.CONTINUE)
+    conclude(run, 2, AttemptExit.CONTINUE)  # the file system stalled: nothing was saved
+    assert follow.status(run).attempt == 3
+    conclude(run, 3, AttemptExit.CONTINUE)
+    assert follow.status(run).attempt == 3
+    assert len(scheduler.jobs) == 3
+
+
+def test_an_environment_that_is_not_there_is_said_before_anything_is_submitted(tmp_path: Path) -> None:
+    site = SITE.model_copy(update={"environments": {"gpu": Environment(prefix=str(tmp_path / "gpu"))}})
+    with pytest.raises(UserError, match="the environment `gpu` of the site `here` is not there") as caught:
+        plan(tmp_path, site)
+    assert f"dlhpc env build RECIPE --prefix {tmp_path}/gpu" in str(caught.value)
+
+
+@pytest.mark.parametrize(("code", "words"), [(127, "a program is missing"), (137, "want of memory")])
+def test_codes_of_the_shell_are_put_into_words(
+    run: RunDirectory, scheduler: FakeScheduler, code: int, words: str
+) -> None:
+    submit.submit_attempt(run, 1)
+    scheduler.state, scheduler.exit_code = JobState.ENDED, code
+    assert words in str(follow.status(run).reason)
+    assert words in str(next_step(read_plan(run.plan), read_journal(run)[0], 1, code)[1])
