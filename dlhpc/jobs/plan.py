@@ -121,6 +121,11 @@ def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path) -> Plan:
         val=len(catalog.splits["val"]),
         unseen=len(catalog.splits["unseen"]),
     )
+    if spec.learning_rate.warmup_epochs > spec.training.epochs:
+        warnings.append(
+            f"learning_rate.warmup_epochs is {spec.learning_rate.warmup_epochs:g}, longer than the training of "
+            f"{spec.training.epochs} epochs: the rate never reaches its full height"
+        )
     portion = spec.training.batch_size * spec.training.accumulate
     global_batch = portion * ranks
     if global_batch > summary.train:

@@ -262,11 +262,6 @@ class Spec(Model):
                 f"{self.network.name} needs pictures of at least {smallest}×{smallest}; "
                 f"data and augment.crop give {self.input_size[1]}×{self.input_size[0]}"
             )
-        if self.learning_rate.warmup_epochs > self.training.epochs:
-            raise ValueError(
-                f"learning_rate.warmup_epochs is {self.learning_rate.warmup_epochs:g}, longer than training.epochs, "
-                f"{self.training.epochs}"
-            )
         return self
 
     @property

@@ -81,6 +81,11 @@ def test_a_global_batch_larger_than_the_set_is_capped_and_said(tmp_path: Path) -
     assert "larger than the 100 training pictures" in made.warnings[0]
 
 
+def test_a_warm_up_longer_than_a_short_trial_is_only_said(tmp_path: Path) -> None:
+    made = plan(tmp_path, training={"epochs": 1}, learning_rate={"warmup_epochs": 2})
+    assert "longer than the training of 1 epochs" in made.warnings[0]
+
+
 def test_a_job_that_no_node_can_hold_is_refused_with_the_numbers(tmp_path: Path) -> None:
     with pytest.raises(ErrorList) as caught:
         plan(tmp_path, job={"nodes": 2, "ranks_per_node": 16, "gpus_per_rank": 1})
