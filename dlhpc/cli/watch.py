@@ -86,6 +86,8 @@ def draw(points: list[Point], measure: str, width: int, height: int) -> str:
     plotext.plotsize(width, height)
     plotext.title(f"{measure} against epoch")
     drawn = False
+    last = math.ceil(max((point.epoch for point in points), default=0))
+    plotext.xticks(range(0, last + 1, max(1, round(last / 6))))
     for split, colour in (("train", "blue"), ("val", "orange")):
         own = [
             point for point in points if (point.split, point.name) == (split, measure) and math.isfinite(point.value)
