@@ -29,7 +29,10 @@ def storage_errors(path: Path | str, doing: str = "write") -> Iterator[None]:
         if error.errno in _FULL:
             remedy = "Free some space or quota on this file system, then repeat the command; nothing was half-written."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "Check who owns this place and whether you may write there."
+            may = "read it" if doing.startswith(("read", "list", "open")) else "write there"
+            remedy = f"Check who owns this place and whether you may {may}."
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            remedy = "Something of another kind stands here, or the name cannot be used; choose another place."
         else:
             remedy = "Check that the file system is mounted and answers, then repeat the command."
         raise StorageError(f"cannot {doing}: {error.strerror or error}", where=path, remedy=remedy) from error

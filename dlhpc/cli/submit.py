@@ -25,6 +25,7 @@ def submit(
       dlhpc submit photos.yaml --wait
       dlhpc submit photos.yaml --set training.epochs=60 --set job.ranks_per_node=2
     """
+    from dlhpc.errors import DlhpcError
     from dlhpc.jobs.follow import status
     from dlhpc.jobs.plan import make_plan
     from dlhpc.jobs.submit import create, submit_attempt
@@ -34,7 +35,12 @@ def submit(
     for warning in planned.plan.warnings:
         click.echo(f"warning: {warning}", err=True)
     run = create(planned, folder)
-    job_id = submit_attempt(run, 1)
+    try:
+        job_id = submit_attempt(run, 1)
+    except DlhpcError as error:
+        again = f"The run is kept: `dlhpc resume {run.name}` submits it."
+        error.remedy = f"{error.remedy} {again}" if error.remedy else again
+        raise
     if not as_json:
         click.echo(f"Submitted {run.name} as job {job_id}\n  {run.path}")
     if not wait:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
+from dlhpc.files import storage_errors
 from dlhpc.jobs.submit import settle, submission_lock, submit_attempt
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import read_plan
 from dlhpc.runs.state import JobView, Progress, RunState, needs_scheduler, progress, state_of
-from dlhpc.schedulers.base import JobState, JobStatus, get_scheduler
+from dlhpc.schedulers.base import JobState, JobStatus, get_scheduler, is_private
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,23 @@ def statuses(runs: Sequence[RunDirectory]) -> list[RunStatus]:
     known: dict[int, tuple[Progress, int]] = {}
     unreadable: dict[int, str] = {}
     asked: dict[str, dict[int, str]] = {}
+    jobs: dict[int, JobView] = {}
     for index, run in enumerate(runs):
         try:
             entries, damaged = read_journal(run)
-            if progress(entries).submitting:
+            if progress(entries).submitting and _foreign_owner(run) is None:
                 settle(run)
                 entries, damaged = read_journal(run)
             known[index] = found = (progress(entries), damaged)
             script_ended = run.exit_file(found[0].attempt).exists()
-            if needs_scheduler(found[0], script_ended=script_ended) and found[0].job_id is not None:
+            if not needs_scheduler(found[0], script_ended=script_ended):
+                continue
+            if (owner := _foreign_owner(run)) is not None:
+                jobs[index] = JobView("unknown", reason=f"its job is in the queue of {owner}, who can ask")
+            elif found[0].job_id is not None:
                 asked.setdefault(read_plan(run.plan).scheduler, {})[index] = found[0].job_id
         except DlhpcError as error:
             unreadable[index] = error.what
-    jobs: dict[int, JobView] = {}
     for scheduler, wanted in asked.items():
         jobs.update(_ask(scheduler, wanted))
     return [
@@ -72,6 +79,18 @@ def _ask(scheduler: str, wanted: dict[int, str]) -> dict[int, JobView]:
     except (CommandError, StorageError, UserError) as error:
         return {index: JobView("unknown", reason=error.what) for index in wanted}
     return {index: _view(answers.get(job_id)) for index, job_id in wanted.items()}
+
+
+def _foreign_owner(run: RunDirectory) -> str | None:
+    """Who submitted this run, if that is somebody else and the scheduler answers only them."""
+    with storage_errors(run.journal, "read"):
+        uid = run.journal.stat().st_uid
+    if uid == os.geteuid() or not is_private(read_plan(run.plan).scheduler):
+        return None
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def _view(answer: JobStatus | None) -> JobView:
@@ -134,6 +153,8 @@ def cancel(run: RunDirectory) -> RunStatus:
     now = status(run)
     if now.state.is_over:
         return now
+    if (owner := _foreign_owner(run)) is not None:
+        raise UserError(f"{run.name} belongs to {owner}", remedy="Only they can cancel it.")
     if now.state is RunState.UNKNOWN and now.job_id is None:
         raise UserError(f"where {run.name} stands is unknown: {now.reason}", remedy="Try again in a moment.")
     with submission_lock(run):

@@ -104,7 +104,8 @@ def submit_attempt(run: RunDirectory, attempt: int, *, unless_cancelled: bool = 
         except CommandTimeout:
             raise  # it may have arrived: `settle` looks for it
         except DlhpcError as error:
-            record(run, Event.SUBMIT_FAILED, attempt=attempt, reason=error.what)
+            reason = f"{error.what}{f' ({error.where})' if error.where else ''}; submit it with `dlhpc resume`"
+            record(run, Event.SUBMIT_FAILED, attempt=attempt, reason=reason)
             raise
         record(run, Event.SUBMITTED, attempt=attempt, job_id=job_id)
     return job_id

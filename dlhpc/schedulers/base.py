@@ -74,6 +74,11 @@ class Scheduler(Protocol):
         ...
 
 
+def is_private(name: str) -> bool:
+    """Whether only the user who submitted a job can ask after it and cancel it; batch systems know everybody's."""
+    return name == "local"
+
+
 def get_scheduler(name: str) -> Scheduler:
     """The batch system that a site profile names."""
     if name == "local":

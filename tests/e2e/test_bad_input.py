@@ -167,3 +167,14 @@ def test_a_full_disk_during_training_fails_kindly_and_resumes_when_there_is_spac
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     world.dlhpc("resume", run.name, "--wait")
     assert world.state(run)["state"] == "finished"
+
+
+def test_a_run_whose_submission_fails_is_kept_and_its_user_told_how_to_go_on(world: World) -> None:
+    spool = world.environment["DLHPC_LOCAL_SPOOL"]
+    Path(spool).touch()  # a file where the queue should lie
+    said = world.dlhpc("submit", "people.yaml", "--set", "training.epochs=1", code=1).stderr
+    run = world.only_run()
+    assert f"`dlhpc resume {run.name}` submits it" in said
+    assert "dlhpc resume" in world.state(run)["reason"]
+    Path(spool).unlink()
+    world.dlhpc("resume", run.name, "--wait")

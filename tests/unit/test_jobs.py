@@ -327,7 +327,8 @@ def test_a_refused_submission_is_on_record(run: RunDirectory, scheduler: FakeSch
     with pytest.raises(CommandError):
         submit.submit_attempt(run, 1)
     now = follow.status(run)
-    assert (now.state, now.reason) == (RunState.NOT_SUBMITTED, "no such account")
+    assert now.state is RunState.NOT_SUBMITTED
+    assert now.reason == "no such account; submit it with `dlhpc resume`"
 
 
 def test_one_attempt_is_never_submitted_twice(run: RunDirectory, scheduler: FakeScheduler) -> None:
@@ -451,3 +452,19 @@ def test_codes_of_the_shell_are_put_into_words(
     scheduler.state, scheduler.exit_code = JobState.ENDED, code
     assert words in str(follow.status(run).reason)
     assert words in str(next_step(read_plan(run.plan), read_journal(run)[0], 1, code)[1])
+
+
+def test_a_run_of_somebody_else_is_not_taken_for_failed(
+    run: RunDirectory, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit.submit_attempt(run, 1)
+    scheduler.jobs.clear()  # our own queue does not know their job
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    now = follow.status(run)
+    assert now.state is RunState.UNKNOWN
+    assert "its job is in the queue of" in str(now.reason)
+    for refused in (follow.cancel, follow.resume):
+        with pytest.raises(UserError):
+            refused(run)
+    assert [entry.event for entry in read_journal(run)[0]] == ["created", "submitting", "submitted"]

@@ -172,3 +172,11 @@ def test_last_is_the_last_of_those_made_in_one_second(tmp_path: Path) -> None:
         os.utime(run / "plan.json", (nth, nth))
     assert [run.name[-4:] for run in all_runs(tmp_path)] == ["ffff", "0000", "8888"]
     assert find_run("last", tmp_path).name.endswith("8888")
+
+
+def test_a_file_where_a_folder_is_needed_is_said(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(StorageError, match="choose another place"):
+        all_runs(tmp_path / "runs")
+    with pytest.raises(StorageError, match="choose another place"):
+        new_run(tmp_path / "runs")
