@@ -15,7 +15,8 @@ from types import FrameType
 from dlhpc.data.catalog import Catalog
 from dlhpc.data.pack import SHOWN, Preparation, pack
 from dlhpc.data.packed import Packed
-from dlhpc.errors import AttemptExit, DlhpcError, UserError
+from dlhpc.errors import AttemptExit, DlhpcError, StorageError, UserError
+from dlhpc.files import read_json
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
@@ -61,12 +62,21 @@ def pack_run(run: RunDirectory, attempt: int) -> None:
         key=plan.dataset.key,
         threads=max(1, plan.cores_per_rank * plan.ranks_per_node),
         progress=_Progress(),
+        trained_on=_fingerprint(run),
     ) as packed:
         _warn_of_skipped(run, attempt, packed)
         counts = ", ".join(f"{packed.count(split)} {split}" for split in ("train", "val", "unseen"))
         color = "grey" if packed.channels == 1 else "rgb"
         kind = f"{color} {packed.width}×{packed.height}, {packed.dtype.itemsize * 8} bits"
         print(f"packed pictures: {counts} ({kind}) in {folder}, {time.monotonic() - began:.1f} s", flush=True)
+
+
+def _fingerprint(run: RunDirectory) -> str | None:
+    """Of the packed pictures that an earlier attempt trained on, if there was one."""
+    with contextlib.suppress(StorageError, AttributeError):  # no attempt has come so far
+        found = read_json(run.provenance).get("dataset", {}).get("fingerprint")
+        return found if isinstance(found, str) else None
+    return None
 
 
 def _preparation(plan: Plan) -> Preparation:

@@ -75,6 +75,19 @@ class BrokenPictures(DataError):
         )
 
 
+class ChangedPictures(DataError):
+    """Pictures that are not those any more which the run was submitted with."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        listed = "\n".join(f"  {path}" for path in paths[:SHOWN])
+        more = f"\n  … and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+        one = len(paths) == 1
+        super().__init__(
+            f"{len(paths)} picture{' has' if one else 's have'} changed since the run was submitted:\n{listed}{more}",
+            remedy="Submit its spec.yaml again to train on the pictures as they are now.",
+        )
+
+
 class _Deeper(Exception):
     """A 16-bit picture turned up in a set that had looked like 8 bits."""
 
@@ -87,12 +100,15 @@ def pack(
     key: str,
     threads: int,
     progress: Callable[[int, int], None] | None = None,
+    trained_on: str | None = None,
 ) -> Packed:
     """The packed dataset in ``folder``, made now if it is not there; ``progress(done, total)`` is called a picture.
 
-    One 16-bit picture makes the whole set ``uint16``, 8-bit values being multiplied by 257. Raises
-    :class:`BrokenPictures` (all of them found) unless they are skipped, :class:`DataError` if skipping leaves a class
-    without pictures in train or val, :class:`StorageError` if the disk is too full, before or while writing.
+    One 16-bit picture makes the whole set ``uint16``, 8-bit values being multiplied by 257. Files that have changed
+    since they were listed are refused, unless the whole has the fingerprint ``trained_on``. Raises
+    :class:`ChangedPictures`, :class:`BrokenPictures` (all of them found) unless they are skipped, :class:`DataError`
+    if skipping leaves a class without pictures in train or val, :class:`StorageError` if the disk is too full, before
+    or while writing.
     """
     with contextlib.suppress(DataError, StorageError):
         return open_packed(folder)
@@ -108,7 +124,7 @@ def pack(
             with storage_errors(beside, "create"):
                 beside.mkdir()
             try:
-                _Pack(catalog, how, color, np.dtype(dtype), beside, key, threads, progress).run()
+                _Pack(catalog, how, color, np.dtype(dtype), beside, key, threads, progress, trained_on).run()
                 break
             except _Deeper:
                 dtype = np.uint16
@@ -173,7 +189,9 @@ class _Pack:
     key: str
     threads: int
     progress: Callable[[int, int], None] | None
+    trained_on: str | None
     broken: list[BrokenPicture] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         shape = (3 if self.color == "rgb" else 1, self.how.height, self.how.width)
@@ -210,6 +228,8 @@ class _Pack:
         mean_image, mean, std = _statistics(sums, squares, ranges["train"][1], np.iinfo(self.dtype).max)
         numbers = np.array(labels, dtype=np.int64)
         digest.update(numbers.astype("<i8").tobytes())
+        if self.changed and digest.hexdigest() != self.trained_on:  # the key would promise what is not in here
+            raise ChangedPictures(sorted(self.changed))
         with storage_errors(self.folder):
             for name, array in ((LABELS, numbers), (MEAN_IMAGE, mean_image.astype(np.float32))):
                 with open(self.folder / name, "wb") as file:
@@ -253,6 +273,10 @@ class _Pack:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, picture: Picture) -> Pictures:
+        with contextlib.suppress(OSError):  # reading will say so
+            now = os.stat(picture.path)
+            if picture.mtime_ns and (now.st_size, now.st_mtime_ns) != (picture.size, picture.mtime_ns):
+                self.changed.append(picture.path)
         values = read_picture(picture.path, self.color, self.how.height, self.how.width, self.how.resize)
         if values.dtype == self.dtype:
             return values

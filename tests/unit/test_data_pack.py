@@ -27,7 +27,7 @@ from dlhpc.data.pictures import read_picture
 from dlhpc.errors import DataError, StorageError
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal
-from dlhpc.runs.plan import DatasetSummary, Plan
+from dlhpc.runs.plan import DatasetSummary, Plan, read_plan
 from dlhpc.spec.models import Data
 
 
@@ -302,3 +302,30 @@ def test_bad_run_directories_are_told_kindly(tmp_path: Path, capsys: pytest.Capt
     run.catalog.write_text("{")
     assert main([str(run.path)]) == 1
     assert read_journal(run)[0][-1].event == Event.FAILED
+
+
+def test_pictures_that_changed_after_submission_are_named_and_not_packed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(photos(tmp_path / "photos").parent)
+    changed = tmp_path / "photos" / "a" / "3.png"
+    shutil.copyfile(tmp_path / "photos" / "b" / "1.png", changed)
+    assert main([str(run.path)]) == 65
+    said = capsys.readouterr().err
+    assert "1 picture has changed since the run was submitted" in said
+    assert str(changed) in said
+    assert not packing_folder(run).exists()
+
+
+def test_touched_pictures_do_not_stop_a_run_that_was_trained_on_them(tmp_path: Path) -> None:
+    run = make_run(photos(tmp_path / "photos").parent)
+    assert main([str(run.path)]) == 0
+    with open_packed(packing_folder(run)) as packed:
+        run.provenance.write_text(json.dumps({"dataset": {"fingerprint": packed.fingerprint}}))
+    shutil.rmtree(packing_folder(run))
+    (tmp_path / "photos" / "a" / "3.png").touch()
+    assert main([str(run.path)]) == 0
+
+
+def packing_folder(run: RunDirectory) -> Path:
+    return Path(read_plan(run.plan).dataset.packed)
