@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def csv_file(path: Path, top: int, *, with_truth: bool = False) -> Iterator[Writ
     """A CSV table (UTF-8) that appears at ``path`` whole when the block ends, and not at all if it raises.
 
     Columns: ``path``, ``truth`` and ``right`` if asked for, ``class_1``, ``probability_1`` … up to ``top``, ``error``.
+    Text that a spreadsheet would take for a formula has an apostrophe before it (:func:`no_formula`).
     Raises :class:`StorageError` at once if the place cannot be written to.
     """
     if path.is_dir():
@@ -78,9 +80,25 @@ def csv_file(path: Path, top: int, *, with_truth: bool = False) -> Iterator[Writ
                     row["right"] = str(int(result.right))
                 for rank, (name, probability) in enumerate(result.top, 1):
                     row |= {f"class_{rank}": name, f"probability_{rank}": f"{probability:.6f}"}
-            rows.writerow(row)
+            rows.writerow({column: no_formula(value) for column, value in row.items()})
 
         yield write
+
+
+def no_formula(text: str) -> str:
+    """``text`` as a CSV cell that no spreadsheet runs: a class may be called ``=…`` by whoever sent the pictures.
+
+    An apostrophe goes before ``=``, ``@``, tab and return, and before ``+`` and ``-`` unless a number follows
+    (OWASP, "CSV Injection").
+    """
+    if text[:1] in ("=", "@", "\t", "\r"):
+        return f"'{text}"
+    if text[:1] in ("+", "-"):
+        try:
+            float(text)
+        except ValueError:
+            return f"'{text}"
+    return text
 
 
 def predictions_folder(run: RunDirectory) -> Path:
@@ -91,13 +109,8 @@ def predictions_folder(run: RunDirectory) -> Path:
 
 
 def new_csv_path(run: RunDirectory, now: datetime) -> Path:
-    """A name in ``RUN/predictions`` that is not taken: ``pictures-YYYYMMDD-HHMMSS.csv``."""
-    folder = predictions_folder(run)
-    stem = f"pictures-{now:%Y%m%d-%H%M%S}"
-    path, number = folder / f"{stem}.csv", 2
-    while path.exists():
-        path, number = folder / f"{stem}-{number}.csv", number + 1
-    return path
+    """``RUN/predictions/pictures-YYYYMMDD-HHMMSS-xxxx.csv``: nobody else's at the same moment, without a lock."""
+    return predictions_folder(run) / f"pictures-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}.csv"
 
 
 @dataclass

@@ -325,3 +325,24 @@ def test_the_command_line_part_does_not_import_torch_before_it_runs() -> None:
     code = f"import sys, dlhpc.cli.predict, dlhpc.cli.report; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=training.ROOT)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("anna", "anna"),
+        ("=1+1", "'=1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("-40", "-40"),
+        ("-2+3+cmd|' /C calc'!A0", "'-2+"),
+    ],
+)
+def test_no_class_name_is_a_formula_in_a_spreadsheet(tmp_path: Path, name: str, cell: str) -> None:
+    path = tmp_path / "out.csv"
+    with csv_file(path, 1, with_truth=True) as write:
+        write(Prediction("-x.png", ((name, 1.0),), name))
+    (row,) = rows(path)
+    assert row["class_1"].startswith(cell)
+    assert row["truth"].startswith(cell)
+    assert row["path"] == "'-x.png"
+    assert row["right"] == "1"
