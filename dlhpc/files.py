@@ -38,6 +38,13 @@ def storage_errors(path: Path | str, doing: str = "write") -> Iterator[None]:
         raise StorageError(f"cannot {doing}: {error.strerror or error}", where=path, remedy=remedy) from error
 
 
+def current_umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def fsync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` durable. Some network file systems refuse this; their rename is durable anyway."""
     with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
-from dlhpc.files import replace_text, storage_errors
+from dlhpc.files import current_umask, replace_text, storage_errors
 from dlhpc.process import CommandTimeout
 from dlhpc.runs.directory import RunDirectory, create_run
 from dlhpc.runs.journal import Event, read_journal, record
@@ -36,16 +36,10 @@ def create(planned: Planned, runs: Path) -> RunDirectory:
         planned.catalog.write(hidden.catalog)
         replace_text(hidden.script, render(planned.plan, final))
         with storage_errors(hidden.script):
-            hidden.script.chmod(0o777 & ~_umask())
+            hidden.script.chmod(0o777 & ~current_umask())
         record(hidden, Event.CREATED, run_id=planned.plan.run_id, version=planned.plan.dlhpc_version)
 
     return create_run(runs, planned.spec.name, fill)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def tag_of(plan: Plan, attempt: int) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
-from dlhpc.files import storage_errors
+from dlhpc.files import current_umask, storage_errors
 from dlhpc.schedulers.base import JobRequest, JobState, JobStatus
 from dlhpc.schedulers.local_processes import OWN_VARIABLES, boot_id
 from dlhpc.schedulers.local_queue import (
@@ -69,6 +69,7 @@ class LocalScheduler:
             kill_grace_seconds=request.kill_grace_seconds,
             submitted=time.time(),
             token=secrets.token_hex(16),
+            umask=current_umask(),
         )
         with storage_errors(job.script, "read"), open(job.script, "rb"):
             pass

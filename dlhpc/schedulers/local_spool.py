@@ -45,7 +45,8 @@ class _Record:
         """Read the file. A missing, damaged or incomplete one is a :class:`StorageError`."""
         content = read_json(path)
         try:
-            return cls(**{field.name: content[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+            # What is missing and has no default is the TypeError below.
+            return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})  # type: ignore[arg-type]
         except (KeyError, TypeError) as error:
             raise StorageError(
                 f"is damaged: {error}", where=path, remedy="Cancel this job and submit again."
@@ -72,6 +73,8 @@ class Job(_Record):
     submitted: float
     token: str
     """Carried in the environment of every process of the job, so that each can be found again."""
+    umask: int | None = None
+    """Of the submitting process: the job may be started by another, with another umask."""
 
 
 @dataclass(frozen=True)

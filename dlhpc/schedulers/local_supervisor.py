@@ -195,6 +195,8 @@ def _supervise(spool: Spool, folder: JobFolder, ready: int, gpus: list[int]) -> 
     _answer(ready, "ok" if taken else "somebody else has taken it")
     if not taken:
         return False
+    if job.umask is not None:
+        os.umask(job.umask)
     code = 1
     reason: str | None
     try:

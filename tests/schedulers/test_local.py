@@ -209,6 +209,21 @@ def test_jobs_wait_for_free_cores_and_go_on_by_themselves_in_order(desk: Desk) -
     assert (desk.folder / "order").read_text().split() == ["a", "b", "c"]
 
 
+def test_a_job_started_by_another_keeps_the_umask_of_its_own_submitter(desk: Desk) -> None:
+    before = os.umask(0o022)
+    try:
+        first = desk.submit("first", "until test -e go; do sleep 0.05; done", cores=2)
+        os.umask(0o077)
+        second = desk.submit("second", "echo mine > secret", cores=2)
+        (desk.folder / "go").touch()
+    finally:
+        os.umask(before)
+    assert desk.ended(first).exit_code == 0
+    assert desk.ended(second).exit_code == 0
+    for path in (desk.folder / "secret", desk.folder / "logs" / "second.out"):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_job_larger_than_the_machine_is_refused_with_numbers(desk: Desk) -> None:
     with pytest.raises(UserError, match="asks for 3 cores and this machine offers 2"):
         desk.submit("a", "true", cores=3)
