@@ -99,8 +99,8 @@ class Trend:
 
     @property
     def end(self) -> float:
-        """Median of the last three values."""
-        return statistics.median(self.curve.values[-3:])
+        """Median of the last three values, or the last smoothed one if that is lower: a short steep fall is no rise."""
+        return min(statistics.median(self.curve.values[-3:]), self.smooth[-1])
 
     @property
     def rises(self) -> bool:
@@ -340,7 +340,7 @@ def _learns(points: Sequence[Point], since: float, best: float | None, val: Tren
         if accuracy is not None and best is not None
         else ""
     )
-    two_thirds = val.smooth[(2 * len(val.smooth)) // 3]
+    two_thirds = val.smooth[2 * (len(val.smooth) - 1) // 3]
     still_falling = two_thirds - val.end > max(val.threshold / 2, 0.05 * abs(two_thirds))
     falls = (
         "training and validation loss both fall"

@@ -58,6 +58,17 @@ def test_a_training_cut_short_is_told_to_go_on() -> None:
     assert "more epochs may" in verdict.advice
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 8])
+@pytest.mark.parametrize("step", [0.5, 1.0])
+def test_a_short_steep_fall_is_learning_and_goes_on(count: int, step: float) -> None:
+    def loss(epoch: float) -> float:
+        return 0.1 + step * (count - epoch)
+
+    verdict = say(curves(loss, loss, lambda e: 0.5 + e / 20, epochs=count))
+    assert verdict.kind == VerdictKind.LEARNS
+    assert "still falling" in verdict.advice
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_around_a_good_curve_is_not_over_fitting(seed: int) -> None:
     points = curves(
