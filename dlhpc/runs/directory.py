@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -111,11 +113,13 @@ def create_run(
 ) -> RunDirectory:
     """Make a new run directory in ``runs``: ``fill(hidden, final)`` writes ``hidden``, which then appears as ``final``.
 
-    A process that dies in between leaves a hidden ``.new-…`` folder that no command takes for a run.
+    A process that dies in between leaves a hidden ``.new-…`` folder that no command takes for a run, and that a later
+    call removes.
     ``fill`` is called again under another name in the unlikely case that the name is taken.
     """
     with storage_errors(runs, "create a run in"):
         runs.mkdir(parents=True, exist_ok=True)
+    _remove_stale(runs)
     for _ in range(10):
         final = runs / new_run_name(name, now or datetime.now())
         hidden = runs / f".new-{final.name}"
@@ -140,3 +144,11 @@ def create_run(
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     raise StorageError("could not find a free name for the run", where=runs, remedy="Try again.")
+
+
+def _remove_stale(runs: Path) -> None:
+    """Delete what a killed ``create_run`` left behind more than a day ago."""
+    for hidden in runs.glob(".new-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - hidden.stat().st_mtime > 86400:
+                shutil.rmtree(hidden, ignore_errors=True)

@@ -7,25 +7,11 @@ from typing import Any
 
 from torch import nn, optim
 
-from dlhpc.errors import UserError
 from dlhpc.spec.models import Optimizer
 
 
 def make_optimiser(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
     """An optimiser for ``parameters`` with the spec's settings; its learning rate is set anew before every step.
-
-    Raises :class:`UserError` for a setting that torch refuses.
-    """
-    try:
-        return _make(settings, parameters)
-    except ValueError as error:
-        raise UserError(
-            f"the optimiser {settings.name} refuses a setting: {error}", remedy="Change `optimizer` in the spec."
-        ) from error
-
-
-def _make(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-    """As torch has them.
 
     ``fused`` does a whole step in one kernel where torch has one (on CPU and on GPU); it computes element by element,
     so the result does not depend on threads.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -62,6 +63,15 @@ def test_a_run_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         create_run(tmp_path, "cars", dies)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_submit_left_behind_is_removed_a_day_later(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".new-cars-old", tmp_path / ".new-cars-fresh"
+    for folder in (old, fresh):
+        (folder / "logs").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    new_run(tmp_path)
+    assert (old.exists(), fresh.exists()) == (False, True)
 
 
 def test_two_runs_at_the_same_second_have_different_names(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_a_mistyped_file_name_is_guessed(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("optimizer: {name: adam, momentum: 0.9}", "adam has no momentum"),
+        ("optimizer: {name: adam, betas: [0.9, 1.0]}", "less than 1"),
         ("augment: {crop: 300}", "larger than the picture"),
         ("network: {name: alexnet}\naugment: {crop: 40}", "alexnet needs pictures of at least 63×63"),
         ("learning_rate: {policy: multistep, steps: [50, 20]}", "rising percents"),
