@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dlhpc.errors import UserError
 from dlhpc.spec.models import SMALLEST_INPUT, Optimizer
 from dlhpc.train.collective import SingleCollective
 from dlhpc.train.evaluate import RankState
