@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -86,6 +89,36 @@ def heat_rows(evaluation: Evaluation) -> list[list[HeatCell]]:
         [HeatCell(row, column, count, count / (sum(counts) or 1)) for column, count in enumerate(counts)]
         for row, counts in enumerate(evaluation.confusion)
     ]
+
+
+@dataclass(frozen=True)
+class HeatLabels:
+    """Names beside a drawn confusion matrix, in units of its fields."""
+
+    marks: tuple[tuple[int, str], ...]
+    """Index and name, shortened; every so many classes only, where there are many."""
+    size: float
+    """Of the letters."""
+    margin: float
+    """Room for the longest name."""
+
+
+def heat_labels(classes: Sequence[str], most: int = 40, letters: int = 10) -> HeatLabels:
+    """At most ``most`` names of at most ``letters`` letters."""
+    step = max(1, math.ceil(len(classes) / most))
+    marks = tuple((index, _shortened(classes[index], letters)) for index in range(0, len(classes), step))
+    size = 0.8 * max(step, len(classes) / most)
+    widest = max((sum(_width(letter) for letter in text) for _, text in marks), default=0.0)
+    return HeatLabels(marks, size, (widest + 0.6) * size)
+
+
+def _shortened(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+
+
+def _width(letter: str) -> float:
+    """About, in units of the size: Japanese and Chinese letters are square."""
+    return 1.0 if unicodedata.east_asian_width(letter) in "WF" else 0.65
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,11 @@ class Figure:
 
     name: str
     title: str
+    japanese: str
     alt: str
     svg: str
     spec: dict[str, Any]
-    """Vega-Lite."""
+    """Vega-Lite; ``usermeta.log`` is the scale for the page's switch to a logarithmic axis, where that can be drawn."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,19 @@ class _Curve:
 class _Chart:
     name: str
     title: str
+    japanese: str
     axis: str
     curves: tuple[_Curve, ...]
     number_format: str
     best_label: bool = False
+    log: bool = True
 
 
 _CHARTS = (
     _Chart(
         "loss",
         "Loss",
+        "損失（小さいほど良い）",
         "Loss (cross-entropy, nats)",
         (_Curve("train", "loss", "training", TRAIN), _Curve("val", "loss", "validation", VAL)),
         ".4~g",
@@ -76,13 +80,20 @@ _CHARTS = (
     _Chart(
         "accuracy",
         "Accuracy",
+        "正解率（大きいほど良い）",
         "Accuracy (% of pictures)",
         (_Curve("train", "accuracy", "training", TRAIN), _Curve("val", "accuracy", "validation", VAL)),
         ".1%",
         best_label=True,
+        log=False,
     ),
     _Chart(
-        "rate", "Learning rate", "Learning rate", (_Curve("train", "learning_rate", "learning rate", TRAIN),), ".3~e"
+        "rate",
+        "Learning rate",
+        "学習率",
+        "Learning rate",
+        (_Curve("train", "learning_rate", "learning rate", TRAIN),),
+        ".3~g",
     ),
 )
 
@@ -100,10 +111,11 @@ def figures(points: Sequence[Point], *, best: float | None, resumed: Sequence[Re
     last = max(row["epoch"] for _, rows in drawn for row in rows)
     found = []
     for chart, rows in drawn:
-        spec = _spec(chart, rows, best, resumed, last)
+        alt = _alt(chart, rows, best)
+        spec = {"description": alt, **_spec(chart, rows, best, resumed, last)}
         # Ids must be unique among all drawings of the page.
         svg = re.sub(r'((?:id="|url\(#))(?=\w)', rf"\g<1>{chart.name}-", converter.vegalite_to_svg(spec))
-        found.append(Figure(chart.name, chart.title, _alt(chart, rows, best), svg, spec))
+        found.append(Figure(chart.name, chart.title, chart.japanese, alt, svg, spec))
     return found
 
 
@@ -142,12 +154,17 @@ def _spec(
 ) -> dict[str, Any]:
     import altair as alt
 
-    shown = {row["curve"] for row in rows}
-    curves = [curve for curve in chart.curves if curve.label in shown]
+    present = {row["curve"] for row in rows}
+    curves = [curve for curve in chart.curves if curve.label in present]
     labels = [curve.label for curve in curves]
     accuracy = chart.name == "accuracy"
     top = 1.0 if accuracy else max((row["value"] for row in rows if row["value"] is not None), default=1.0) or 1.0
-    x = alt.X("epoch:Q", title="Epoch", scale=alt.Scale(domain=[0, last * MARGIN], nice=False))
+    x = alt.X(
+        "epoch:Q",
+        title="Epoch",
+        axis=alt.Axis(format="~g", tickMinStep=1, labelFlush=False),
+        scale=alt.Scale(domain=[0, last * MARGIN], nice=False),
+    )
     y = alt.Y(
         "value:Q",
         title=chart.axis,
@@ -162,7 +179,8 @@ def _spec(
     colors = alt.Scale(domain=labels, range=[curve.color for curve in curves])
     dashes = alt.Scale(domain=labels, range=[[1, 0], [6, 3]][: len(labels)])
     tooltip = [
-        alt.Tooltip("curve:N", title="curve"),
+        # Without a format Vega-Lite 6.4 looks for this in the wrong place when the nearest point is asked for.
+        alt.Tooltip("curve:N", title="curve", format="s", formatType="toString"),
         alt.Tooltip("epoch:Q", title="epoch", format=".4~g"),
         alt.Tooltip("value:Q", title=chart.title.lower(), format=chart.number_format),
     ]
@@ -172,22 +190,26 @@ def _spec(
     )
     zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom=ZOOM)
     few = max(sum(row["curve"] == label for row in rows) for label in labels) <= FEW_POINTS
-    rest = alt.value(0.9 if few else 0.0)
+    shown = alt.selection_point(name="shown", fields=["curve"], bind="legend", toggle="true")
+    rest = 0.9 if few else 0.0
+    visible = [{"param": "near", "empty": False, "value": 1}, {"param": "shown", "value": rest}]
     line = base.mark_line(strokeWidth=2.2, clip=True).encode(
         color=alt.Color("curve:N", scale=colors, legend=legend),
         strokeDash=alt.StrokeDash("curve:N", scale=dashes, legend=legend),
+        opacity=alt.condition(shown, alt.value(1), alt.value(0.12)),
     )
     dots = base.mark_point(filled=True, clip=True).encode(
-        fill=alt.Fill("curve:N", scale=colors, legend=None),
-        opacity=alt.condition(near, alt.value(1), rest),
+        color=alt.Color("curve:N", scale=colors, legend=legend),
+        opacity=alt.OpacityValue(0, condition=visible),
         size=alt.condition(near, alt.value(110), alt.value(30)),
         tooltip=tooltip,
     )
-    layers: list[altair.Chart] = [*_marks(chart, best, resumed, last), line.add_params(zoom), dots.add_params(near)]
+    marks = _marks(chart, best, resumed, last)
+    layers: list[altair.Chart] = [*marks, line.add_params(zoom, shown), dots.add_params(near)]
     layered = (
         alt.layer(*layers)
         .properties(width=WIDTH, height=HEIGHT)
-        .configure(background="transparent", font=FONT)
+        .configure(background="transparent", font=FONT, customFormatTypes=True)
         .configure_view(stroke=None)
         .configure_axis(
             labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titlePadding=8, labelColor=INK,
@@ -197,7 +219,18 @@ def _spec(
         .configure_legend(labelFontSize=13, labelColor=INK)
     )  # fmt: skip
     spec: dict[str, Any] = layered.to_dict()
+    if chart.log and (scale := _log_scale(rows)):
+        spec["usermeta"] = {"log": scale}
     return spec
+
+
+def _log_scale(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """A scale on which every value has its place; None if one is not above zero."""
+    values = [row["value"] for row in rows if row["value"] is not None]
+    if not values or min(values) <= 0:
+        return None
+    low, high = min(values), max(values)
+    return {"type": "log", "domain": [low / 1.2, high * (high / low) ** (HEADROOM - 1) * 1.2], "nice": False}
 
 
 def _marks(chart: _Chart, best: float | None, resumed: Sequence[Resumption], last: float) -> list[altair.Chart]:

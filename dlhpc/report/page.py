@@ -12,6 +12,7 @@ import csv
 import functools
 import io
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from dlhpc import __version__, resources
 from dlhpc.files import replace_text, storage_errors
+from dlhpc.predict.results import no_formula
 from dlhpc.report.attempts import attempt_rows, resumptions, warnings_of
-from dlhpc.report.classes import class_rows, file_name, heat_rows, most_confused, unseen_rows
+from dlhpc.report.classes import class_rows, file_name, heat_labels, heat_rows, most_confused, unseen_rows
 from dlhpc.report.collect import Evaluation, Facts, collect
 from dlhpc.report.figures import figures, javascript
-from dlhpc.report.japanese import verdict_in_japanese
+from dlhpc.report.japanese import STANDINGS, verdict_in_japanese
 from dlhpc.report.settings import settings_of
-from dlhpc.report.verdict import guessing, judge, series, show
+from dlhpc.report.verdict import guessing, judge, percent, series, show
+from dlhpc.runs.curves import Point
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.state import RunState, progress
 
@@ -103,6 +106,7 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
             stands=stands,
             verdict=verdict,
             verdict_japanese=verdict_in_japanese(verdict),
+            stands_japanese=STANDINGS[stands.word],
             guess=guessing(plan.dataset.classes, truths),
             best_accuracy=best_accuracy,
             reached=max((point.epoch for point in facts.points), default=0.0),
@@ -120,10 +124,12 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
             classes=class_rows(evaluation) if evaluation else [],
             confused=most_confused(evaluation) if evaluation else [],
             heat=heat_rows(evaluation) if evaluation and len(evaluation.classes) <= DRAWN_CLASSES else [],
+            heat_labels=heat_labels(evaluation.classes) if evaluation else None,
             heat_is_table=len(evaluation.classes) <= TABLE_CLASSES if evaluation else False,
             attempts=attempts,
             ran_seconds=sum(ran) if ran else None,
             core_hours=sum(ran) / 3600 * plan.ranks * plan.cores_per_rank if ran else None,
+            gpu_hours=sum(ran) / 3600 * plan.ranks * plan.gpus_per_rank if ran else None,
             settings=settings_of(facts),
             warnings=[*facts.problems, *warnings_of(facts.entries)],
             spec_text=facts.spec_text,
@@ -147,9 +153,7 @@ class Download:
 def _downloads(facts: Facts) -> list[Download]:
     found = []
     if facts.points:
-        head = ["run", "epoch", "step", "split", "name", "value", "time"]
-        rows = [[facts.run.name, p.epoch, p.step, p.split, p.name, p.value, p.time] for p in facts.points]
-        found.append(_download(f"{facts.run.name}-curves.csv", "Curves (CSV)", [head, *rows]))
+        found.append(_download(f"{facts.run.name}-curves.csv", "Curves (CSV)", curve_table(facts.points)))
     if facts.evaluation is not None:
         found.append(
             _download(f"{facts.run.name}-confusion.csv", "Confusion matrix (CSV)", confusion_table(facts.evaluation))
@@ -157,16 +161,31 @@ def _downloads(facts: Facts) -> list[Download]:
     return found
 
 
+def curve_table(points: Sequence[Point]) -> list[list[Any]]:
+    """The curves with a head line: a row for each step that was measured, a column for each curve."""
+    names = list(dict.fromkeys(f"{point.split} {point.name}" for point in points))
+    rows: dict[int, dict[str, float]] = {}
+    epochs: dict[int, float] = {}
+    for point in points:
+        rows.setdefault(point.step, {})[f"{point.split} {point.name}"] = point.value
+        epochs[point.step] = point.epoch
+    return [
+        ["epoch", "step", *names],
+        *([epochs[step], step, *(rows[step].get(name, "") for name in names)] for step in sorted(rows)),
+    ]
+
+
 def confusion_table(evaluation: Evaluation) -> list[list[Any]]:
     """The confusion matrix with a head line; a row for each true class, a column for each given name."""
-    rows = zip(evaluation.classes, evaluation.confusion)
-    return [["true \\ named", *evaluation.classes], *([name, *counts] for name, counts in rows)]
+    names = [no_formula(name) for name in evaluation.classes]
+    return [["true \\ named", *names], *([name, *counts] for name, counts in zip(names, evaluation.confusion))]
 
 
 def _download(name: str, label: str, rows: list[list[Any]]) -> Download:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    content = base64.b64encode(text.getvalue().encode()).decode()
+    # Without a byte order mark Excel takes the Japanese in it for Shift JIS.
+    content = base64.b64encode(text.getvalue().encode("utf-8-sig")).decode()
     return Download(name, label, f"data:text/csv;charset=utf-8;base64,{content}")
 
 
@@ -190,7 +209,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": percent,
+        "percent": _percent_or_dash,
         "duration": duration,
         "epoch": show,
         "when": when,
@@ -201,9 +220,8 @@ def _environment() -> Environment:
     return environment
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """``97.5 %``; a dash for None."""
-    return "–" if share is None else f"{share * 100:.{digits}f}\u202f%"
+def _percent_or_dash(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else percent(share, digits)
 
 
 def duration(seconds: float | None) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from dlhpc.runs.curves import Point
@@ -29,6 +29,8 @@ RISE_OF_LOWEST = 0.05
 RISE_IN_SIGMA = 3.0
 MEMORISED = 0.30
 """A training loss that fell by this fraction has learnt something about its own pictures."""
+GAP = 0.15
+"""So much more accuracy on training pictures asks for more of them."""
 BLOWN_UP = 3.0
 """A last loss this many times above guessing and above the start is divergence, without waiting for a second one."""
 
@@ -53,6 +55,17 @@ class Verdict:
     """See :func:`best_epoch`."""
     sentence: str
     advice: str
+    so_far: tuple[float, float] | None = None
+    """Epochs reached and planned, of a training that is not over."""
+    guess: float | None = None
+    """The accuracy of guessing, where validation is no better."""
+    accuracy: float | None = None
+    """Validation accuracy at the best epoch of a network that learns."""
+    gap: float | None = None
+    """By how much its training accuracy is higher there, if that matters."""
+    still_falling: bool = False
+    has_training: bool = True
+    """Whether there is a training loss beside the validation loss."""
 
 
 @dataclass(frozen=True)
@@ -197,26 +210,35 @@ def judge(
     train, val = train.finite(), val.finite()
     if len(val) < FEWEST_POINTS:
         return _too_early(len(val), best)
-    so_far = _so_far(val.epochs[-1], epochs)
+    reached = val.epochs[-1]
+    verdict = _judge_trends(points, train, val, best, guess)
+    if epochs is None or reached >= epochs:
+        return verdict
+    text = verdict.sentence[0].lower() + verdict.sentence[1:]
+    return replace(
+        verdict,
+        so_far=(reached, epochs),
+        sentence=f"So far (epoch {show(reached)} of {show(epochs)}): {text}",
+    )
+
+
+def _judge_trends(points: Sequence[Point], train: Series, val: Series, best: float | None, guess: Guess) -> Verdict:
+    """Judge loss curves without values that are not finite."""
     val_trend = trend(val, guess.loss)
     train_trend = trend(train, guess.loss) if len(train) >= FEWEST_POINTS else None
     if train_trend is not None and train_trend.rises:
-        return _diverges(train_trend.rises_since, best, "the training loss rises instead of falling", so_far)
+        return _diverges(train_trend.rises_since, best, "the training loss rises instead of falling")
 
     accuracies = series(points, "val", "accuracy").finite()
     learnt_since = _better_than_guessing(accuracies, val, guess)
     memorises = train_trend is not None and _fell(train_trend, guess.loss) >= MEMORISED
     if val_trend.rises and train_trend is not None and (learnt_since is not None or memorises):
-        return _overfits(val_trend.lowest_epoch, best, so_far)
+        return _overfits(val_trend.lowest_epoch, best)
     if learnt_since is None:
         if val_trend.rises and not memorises:
-            return _diverges(val_trend.rises_since, best, "the validation loss rises and nothing is learnt", so_far)
-        return (
-            _memorises(val.epochs[0], best, guess.accuracy, so_far)
-            if memorises
-            else _does_not_learn(best, guess.accuracy, so_far)
-        )
-    return _learns(points, learnt_since, best, val_trend, so_far)
+            return _diverges(val_trend.rises_since, best, "the validation loss rises and nothing is learnt")
+        return _memorises(val.epochs[0], best, guess.accuracy) if memorises else _does_not_learn(best, guess.accuracy)
+    return _learns(points, learnt_since, best, val_trend)
 
 
 def _blown_up(curve: Series, guess_loss: float) -> float | None:
@@ -254,17 +276,15 @@ def _better_than_guessing(accuracies: Series, losses: Series, guess: Guess) -> f
     return None
 
 
-def _so_far(reached: float, epochs: float | None) -> str:
-    return f"So far (epoch {show(reached)} of {show(epochs)}): " if epochs is not None and reached < epochs else ""
+def percent(share: float, digits: int = 1) -> str:
+    """``97.5%``; it never rounds up to 100 % what is less."""
+    shown = round(share * 100, digits)
+    return f"{shown - 10.0**-digits if shown == 100 and share < 1 else shown:.{digits}f}%"
 
 
 def show(number: float) -> str:
     """An epoch as people write it: 12, 0.5, 33.25."""
     return f"{number:.2f}".rstrip("0").rstrip(".")
-
-
-def _sentence(so_far: str, text: str) -> str:
-    return so_far + (text[0].lower() + text[1:] if so_far else text)
 
 
 def _too_early(count: int, best: float | None) -> Verdict:
@@ -278,92 +298,93 @@ def _too_early(count: int, best: float | None) -> Verdict:
     )
 
 
-def _diverges(since: float, best: float | None, what: str, so_far: str = "") -> Verdict:
+def _diverges(since: float, best: float | None, what: str) -> Verdict:
     return Verdict(
         VerdictKind.DIVERGES,
         since,
         best,
-        _sentence(so_far, f"The training diverges from epoch {show(since)}: {what}."),
+        f"The training diverges from epoch {show(since)}: {what}.",
         "Lower learning_rate.base by a factor of 3 to 10, or add learning_rate.warmup_epochs. If that does not help, "
         "look for damaged or wrongly labelled pictures.",
     )
 
 
-def _overfits(since: float, best: float | None, so_far: str) -> Verdict:
+def _overfits(since: float, best: float | None) -> Verdict:
     keep = f" The best checkpoint is from epoch {show(best)}, and it is kept." if best is not None else ""
     return Verdict(
         VerdictKind.OVERFITS,
         since,
         best,
-        _sentence(
-            so_far,
-            f"The network over-fits from epoch {show(since)}: the training loss goes on falling while the validation "
-            "loss rises. It learns its training pictures by heart.",
-        ),
+        f"The network over-fits from epoch {show(since)}: the training loss goes on falling while the validation "
+        "loss rises. It learns its training pictures by heart.",
         "Add pictures or augmentation (augment.flip_horizontal, augment.shift_pixels), raise optimizer.weight_decay, "
         f"choose a smaller network, or train for fewer epochs.{keep}",
     )
 
 
-def _memorises(since: float, best: float | None, chance: float, so_far: str) -> Verdict:
+def _memorises(since: float, best: float | None, chance: float) -> Verdict:
     return Verdict(
         VerdictKind.OVERFITS,
         since,
         best,
-        _sentence(
-            so_far,
-            f"The network over-fits from the start (epoch {show(since)}): the training loss falls, but validation "
-            f"stays no better than guessing ({chance:.1%}).",
-        ),
+        f"The network over-fits from the start (epoch {show(since)}): the training loss falls, but validation "
+        f"stays no better than guessing ({percent(chance)}).",
         "Check that training and validation pictures show the same things and have the right labels; then add pictures "
         "or augmentation, or choose a smaller network.",
+        guess=chance,
     )
 
 
-def _does_not_learn(best: float | None, chance: float, so_far: str) -> Verdict:
+def _does_not_learn(best: float | None, chance: float) -> Verdict:
     return Verdict(
         VerdictKind.DOES_NOT_LEARN,
         None,
         best,
-        _sentence(
-            so_far, f"The network does not learn: its validation results are no better than guessing ({chance:.1%})."
-        ),
+        f"The network does not learn: its validation results are no better than guessing ({percent(chance)}).",
         "Try learning_rate.base 10 times lower and 10 times higher, another network or optimizer.name: adam, and more "
         "epochs. Check that the labels are right.",
+        guess=chance,
     )
 
 
-def _learns(points: Sequence[Point], since: float, best: float | None, val: Trend, so_far: str) -> Verdict:
+def _learns(points: Sequence[Point], since: float, best: float | None, val: Trend) -> Verdict:
     accuracy = series(points, "val", "accuracy").at(best) if best is not None else None
     reached = (
-        f"; validation accuracy is highest at epoch {show(best)} with {accuracy:.1%}"
+        f"; validation accuracy is highest at epoch {show(best)} with {percent(accuracy)}"
         if accuracy is not None and best is not None
         else ""
     )
     two_thirds = val.smooth[2 * (len(val.smooth) - 1) // 3]
     still_falling = two_thirds - val.end > max(val.threshold / 2, 0.05 * abs(two_thirds))
-    falls = (
-        "training and validation loss both fall"
-        if len(series(points, "train", "loss"))
-        else "the validation loss falls"
-    )
-    gap = _gap(points, best)
+    has_training = len(series(points, "train", "loss")) > 0
+    falls = "training and validation loss both fall" if has_training else "the validation loss falls"
     if still_falling:
-        advice = "The validation loss was still falling at the end: more epochs may give a better network."
+        advice = "The validation loss is still falling: more epochs may give a better network."
     else:
         advice = "The validation loss has settled: more epochs alone would change little."
-    if gap is not None and gap > 0.15:
+    gap = _gap(points, best)
+    if gap is not None:
         advice += (
             f" Training accuracy is {gap * 100:.0f} points above validation accuracy: more pictures or augmentation "
             "would help most."
         )
-    return Verdict(VerdictKind.LEARNS, since, best, _sentence(so_far, f"The network learns: {falls}{reached}."), advice)
+    return Verdict(
+        VerdictKind.LEARNS,
+        since,
+        best,
+        f"The network learns: {falls}{reached}.",
+        advice,
+        accuracy=accuracy,
+        gap=gap,
+        still_falling=still_falling,
+        has_training=has_training,
+    )
 
 
 def _gap(points: Sequence[Point], best: float | None) -> float | None:
-    """Training minus validation accuracy at the best epoch."""
+    """Training minus validation accuracy at the best epoch, if it is more than ``GAP``."""
     if best is None:
         return None
     train = series(points, "train", "accuracy").at(best)
     val = series(points, "val", "accuracy").at(best)
-    return None if train is None or val is None else train - val
+    return train - val if train is not None and val is not None and train - val > GAP else None

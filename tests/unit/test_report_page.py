@@ -20,10 +20,10 @@ from dlhpc.errors import StorageError, UserError
 from dlhpc.files import append_lines
 from dlhpc.report import page
 from dlhpc.report.attempts import attempt_rows, resumptions
-from dlhpc.report.classes import class_rows, most_confused, unseen_rows
+from dlhpc.report.classes import class_rows, heat_labels, most_confused, unseen_rows
 from dlhpc.report.collect import Evaluation, NamedPicture, Unseen, collect
-from dlhpc.report.figures import figures
-from dlhpc.report.page import write_report
+from dlhpc.report.figures import Figure, figures
+from dlhpc.report.page import curve_table, write_report
 from dlhpc.runs.curves import Point, write_points
 from dlhpc.runs.journal import read_journal
 from dlhpc.runs.state import RunState
@@ -226,12 +226,32 @@ def test_the_numbers_can_be_taken_along(tmp_path: Path) -> None:
     files = {given["download"]: given["href"] for tag, given in outline.tags if tag == "a" and "download" in given}
     tables = {}
     for name, uri in files.items():
-        content = base64.b64decode((uri or "").split(",", 1)[1]).decode()
+        content = base64.b64decode((uri or "").split(",", 1)[1]).decode("utf-8-sig")
         tables[name] = list(csv.reader(io.StringIO(content)))
     curves = tables[f"{run.name}-curves.csv"]
-    assert curves[0] == ["run", "epoch", "step", "split", "name", "value", "time"]
-    assert [float(row[5]) for row in curves[1:]] == [point.value for point in collect(run).points]
+    assert curves[0] == [
+        "epoch", "step", "train loss", "train accuracy", "train learning_rate", "val loss", "val accuracy",
+    ]  # fmt: skip
+    assert [float(row[1]) for row in curves[1:]] == [4, 8, 12, 16]
+    assert [float(cell) for row in curves[1:] for cell in row[2:]] == [point.value for point in collect(run).points]
     assert tables[f"{run.name}-confusion.csv"][3] == [PEOPLE[2], "0", "0", "4", "0", "0"]
+
+
+def test_a_spreadsheet_runs_nothing_in_a_table_and_knows_it_for_unicode(tmp_path: Path) -> None:
+    names = ["=cmd|' /C calc'!A0", "@sum(1)", "-2+3", "田中", "-5"]
+    run = make_run(tmp_path, names)
+    evaluate(run, RIGHT, names)
+    _, outline = read(write_report(run))
+    (uri,) = (given["href"] or "" for tag, given in outline.tags if tag == "a")
+    content = base64.b64decode(uri.split(",", 1)[1])
+    assert content.startswith(b"\xef\xbb\xbf")
+    rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"))))
+    assert [row[0] for row in rows[1:]] == rows[0][1:] == [f"'{name}" for name in names[:3]] + names[3:]
+
+
+def test_curves_that_were_measured_at_different_steps_leave_gaps_in_the_table() -> None:
+    points = [Point(0.5, 2, "val", "loss", 3.0, 0.0), Point(1, 4, "train", "loss", 2.0, 0.0)]
+    assert curve_table(points) == [["epoch", "step", "val loss", "train loss"], [0.5, 2, 3.0, ""], [1, 4, "", 2.0]]
 
 
 def test_every_point_is_drawn(tmp_path: Path) -> None:
@@ -243,6 +263,42 @@ def test_every_point_is_drawn(tmp_path: Path) -> None:
     assert {row["epoch"] for row in values if "curve" in row} == {point.epoch for point in points}
     line = max(re.findall(r' d="([^"]*)"', figure.svg), key=len)
     assert line.count("L") == 2999
+
+
+def chart(points: list[Point]) -> Figure:
+    (figure,) = figures(points, best=3.0)
+    return figure
+
+
+def test_the_chart_can_be_read_closely() -> None:
+    """What a browser showed: `curve undefined`, ticks at half epochs, a legend that did nothing."""
+    import vl_convert
+
+    figure = chart([Point(float(e), e, split, "loss", 1 / e, 0.0) for e in (1, 2, 3) for split in ("train", "val")])
+    vega = vl_convert.vegalite_to_vega(figure.spec)
+    (cells,) = (mark for mark in vega["marks"] if mark["name"].endswith("voronoi"))
+    assert 'datum.datum["curve"]' in cells["encode"]["update"]["tooltip"]["signal"]
+    assert {axis["tickMinStep"] for axis in vega["axes"] if axis.get("title") == "Epoch"} == {1}
+    assert not re.search(r">[0-9]+\.[0-9]+<", figure.svg.split("X-axis")[1].split("Y-axis")[0])
+    assert vega["legends"][0]["encode"]["labels"]["interactive"]
+
+
+@pytest.mark.parametrize(("lowest", "logarithmic"), [(1e-3, True), (0.0, False)])
+def test_the_loss_can_be_put_on_a_logarithmic_axis_if_none_is_zero(lowest: float, logarithmic: bool) -> None:
+    figure = chart([Point(float(e), e, "train", "loss", value, 0.0) for e, value in enumerate((2.0, 0.1, lowest), 1)])
+    assert ("usermeta" in figure.spec) == logarithmic
+    if logarithmic:
+        low, high = figure.spec["usermeta"]["log"]["domain"]
+        assert low < lowest
+        assert high > 2.0
+
+
+def test_names_beside_a_large_matrix_are_short_and_few() -> None:
+    labels = heat_labels([f"{'体心立方格子の試料' if n == 3 else 's'}{n:04}" for n in range(300)])
+    assert len(labels.marks) <= 40
+    assert labels.marks[1] == (8, "s0008")
+    assert heat_labels(["体心立方格子の試料0003"] * 21).marks[0] == (0, "体心立方格子の試料…")
+    assert heat_labels(["田中"]).margin > heat_labels(["ab"]).margin
 
 
 def test_attempts_tell_waiting_running_and_how_they_ended(tmp_path: Path) -> None:

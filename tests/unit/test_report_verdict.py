@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlhpc.report.verdict import Verdict, VerdictKind, best_epoch, judge
+from dlhpc.report.japanese import verdict_in_japanese
+from dlhpc.report.verdict import Verdict, VerdictKind, best_epoch, judge, percent
 from dlhpc.runs.curves import Point
 
 Curve = Callable[[float], float]
@@ -175,6 +176,47 @@ def test_validations_within_an_epoch_keep_their_fractions() -> None:
     verdict = say(points)
     assert (verdict.kind, verdict.since_epoch, verdict.best_epoch) == (VerdictKind.OVERFITS, 3.5, 3.5)
     assert "epoch 3.5" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("points", "words", "remedy"),
+    [
+        (curves(fall(2, 1, 1), fall(2, 1, 1), lambda e: 0.5, epochs=2), "まだ少ない", "3回以上"),
+        (curves(fall(2.3, 0.1, 5), fall(2.3, 0.2, 5), lambda e: e / 40, epochs=30), "第30エポックの75.0%", "横ばい"),
+        (curves(fall(2.3, 0.1, 20), fall(2.3, 0.2, 20), lambda e: e / 20, epochs=12), "ともに下がって", "増やすと"),
+        (curves(None, fall(2.3, 0.2, 5), None, epochs=30), "検証損失が下がっています", "横ばい"),
+        (
+            curves(fall(2.3, 0.01, 2), lambda e: 1 + abs(e - 5) / 5, lambda e: 0.6, epochs=12),
+            "第5エポックから過学習しています",
+            "augment.shift_pixels",
+        ),
+        (curves(fall(2.3, 0.1, 5), lambda e: 2.31, lambda e: 0.1, epochs=20), "当てずっぽう（正答率10.0%）", "ラベル"),
+        (
+            curves(lambda e: math.nan if e > 6 else 2.0, lambda e: 2.0, lambda e: 0.3, epochs=9),
+            "第7エポックから学習が発散しています",
+            "learning_rate.base",
+        ),
+        (curves(lambda e: 2.3, lambda e: 2.3, lambda e: 0.1, epochs=9), "学習できていません", "optimizer.name: adam"),
+    ],
+)
+def test_the_japanese_verdict_says_the_same(points: list[Point], words: str, remedy: str) -> None:
+    sentence, advice = verdict_in_japanese(say(points))
+    assert words in sentence
+    assert remedy in advice
+
+
+def test_the_japanese_verdict_of_an_unfinished_training_says_so() -> None:
+    points = curves(fall(2.3, 0.1, 5), fall(2.3, 0.2, 5), lambda e: 0.8, epochs=10)
+    assert verdict_in_japanese(say(points, epochs=60))[0].startswith(
+        "ここまで（60エポック中10エポック）の判定：学習は順調"
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "digits", "text"), [(1, 1, "100.0%"), (0.9996, 1, "99.9%"), (0.997, 0, "99%"), (0.975, 1, "97.5%")]
+)
+def test_one_miss_is_no_hundred_percent(share: float, digits: int, text: str) -> None:
+    assert percent(share, digits) == text
 
 
 def test_the_order_of_lines_does_not_matter() -> None:
