@@ -73,7 +73,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(beside, path)
             fsync_folder(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong has been said already
+            beside.unlink()
 
 
 def replace_bytes(path: Path, content: bytes) -> None:

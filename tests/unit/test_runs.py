@@ -34,6 +34,12 @@ def test_a_replaced_file_is_the_old_one_if_writing_fails(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_place_below_a_file_is_refused_kindly(tmp_path: Path) -> None:
+    (tmp_path / "photos.yaml").touch()
+    with pytest.raises(StorageError, match=r"photos\.yaml/x: cannot write"):
+        replace_text(tmp_path / "photos.yaml" / "x", "new")
+
+
 def test_a_line_cut_by_a_crash_is_skipped_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     append_lines(path, ['{"a": 1}'])
