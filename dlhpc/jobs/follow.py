@@ -151,7 +151,8 @@ def resume(run: RunDirectory) -> str:
 def cancel(run: RunDirectory) -> RunStatus:
     """Cancel the run: no further attempt is submitted, and the present one ends with all its processes."""
     now = status(run)
-    if now.state.is_over:
+    # A cancelled run is cancelled again: the scheduler may not have answered the first time, and the job still run.
+    if now.state.is_over and not (now.state is RunState.CANCELLED and now.job_id is not None):
         return now
     if (owner := _foreign_owner(run)) is not None:
         raise UserError(f"{run.name} belongs to {owner}", remedy="Only they can cancel it.")
@@ -162,7 +163,8 @@ def cancel(run: RunDirectory) -> RunStatus:
         known = progress(read_journal(run)[0])
         if known.ended is RunState.FINISHED:
             return status(run)
-        record(run, Event.CANCELLED, attempt=known.attempt)
+        if known.ended is not RunState.CANCELLED:
+            record(run, Event.CANCELLED, attempt=known.attempt)
     if known.job_id is not None:
         get_scheduler(read_plan(run.plan).scheduler).cancel(known.job_id)
     return status(run)

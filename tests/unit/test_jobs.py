@@ -259,6 +259,8 @@ class FakeScheduler:
         return next((job_id for job_id, own in self.jobs.items() if own == tag), None)
 
     def cancel(self, job_id: str) -> None:
+        if self.silent:
+            raise CommandError("the scheduler does not answer")
         self.jobs.pop(job_id, None)
 
 
@@ -412,6 +414,17 @@ def test_a_cancelled_run_does_not_go_on(run: RunDirectory, scheduler: FakeSchedu
     assert scheduler.jobs == {}
     assert follow.resume(run) == "job1"
     assert follow.status(run).attempt == 2
+
+
+def test_cancelling_is_repeated_after_the_scheduler_did_not_answer(run: RunDirectory, scheduler: FakeScheduler) -> None:
+    submit.submit_attempt(run, 1)
+    scheduler.state, scheduler.silent = JobState.RUNNING, True
+    with pytest.raises(CommandError):
+        follow.cancel(run)
+    scheduler.silent = False
+    assert follow.cancel(run).state is RunState.CANCELLED
+    assert scheduler.jobs == {}
+    assert [entry.event for entry in read_journal(run)[0]].count("cancelled") == 1
 
 
 def test_the_umask_of_the_user_is_kept(run: RunDirectory) -> None:
