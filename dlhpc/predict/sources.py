@@ -13,7 +13,7 @@ import numpy as np
 
 from dlhpc.data.catalog import Catalog
 from dlhpc.data.folders import EXTENSIONS, natural, show_path
-from dlhpc.data.packed import Packed, Pictures, open_packed
+from dlhpc.data.packed import Pictures, open_packed
 from dlhpc.data.pictures import BrokenPicture, read_picture
 from dlhpc.errors import DataError, ErrorList, StorageError, UserError
 from dlhpc.files import storage_errors
@@ -169,16 +169,17 @@ def unseen_split(run: RunDirectory, record: CheckpointRecord, wanted: Wanted) ->
 
     Raises :class:`UserError` if the run has no unseen pictures.
     """
-    plan = read_plan(run.plan)
+    folder = Path(read_plan(run.plan).dataset.packed)
     try:
-        packed = open_packed(Path(plan.dataset.packed))
-        note = None
+        with open_packed(folder) as packed:
+            count, classes = packed.count("unseen"), packed.classes
+        if classes != record.classes:
+            raise DataError("its classes are not those of the checkpoint", where=folder)
     except (StorageError, DataError) as error:
-        packed = None
         note = f"the packed dataset cannot be used ({error.what}); the original pictures are read"
-    if packed is not None and packed.classes == record.classes:
-        _demand_some(packed.count("unseen"), run)
-        return UnseenSplit(packed.count("unseen"), lambda size: _from_packed(packed, wanted, size))
+    else:
+        _demand_some(count, run)
+        return UnseenSplit(count, lambda size: _from_packed(folder, wanted, size))
     catalog = Catalog.read(run.catalog)
     pictures = catalog.splits["unseen"]
     _demand_some(len(pictures), run)
@@ -195,8 +196,8 @@ def _demand_some(count: int, run: RunDirectory) -> None:
         )
 
 
-def _from_packed(packed: Packed, wanted: Wanted, size: int) -> Iterator[Chunk]:
-    with packed:
+def _from_packed(folder: Path, wanted: Wanted, size: int) -> Iterator[Chunk]:
+    with open_packed(folder) as packed:
         labels, paths, count = packed.labels("unseen"), packed.paths("unseen"), packed.count("unseen")
         for start in range(0, count, size):
             indices = np.arange(start, min(count, start + size))

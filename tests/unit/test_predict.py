@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from dlhpc.errors import DataError, DlhpcError, ErrorList, StorageError, UserErr
 from dlhpc.files import read_json
 from dlhpc.predict.choose import choose_checkpoint
 from dlhpc.predict.results import Prediction, csv_file
-from dlhpc.predict.sources import Loaded, Wanted, from_files, picture_paths
+from dlhpc.predict.sources import Loaded, Wanted, from_files, picture_paths, unseen_split
 from dlhpc.report.collect import as_unseen
 from dlhpc.runs.checkpoints import list_checkpoints
 from dlhpc.runs.directory import RunDirectory
@@ -137,6 +138,16 @@ def test_unseen_pictures_are_read_from_the_originals_when_the_packed_set_is_gone
     assert original["accuracy"] == packed["accuracy"]
     shares = [[share for _, share in row["top"]] for row in packed["rows"]]
     assert np.allclose([[share for _, share in row["top"]] for row in original["rows"]], shares, atol=1e-5)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux shows them")
+def test_unseen_pictures_hold_no_file_open_before_they_are_read(run: RunDirectory) -> None:
+    record = choose_checkpoint(run)
+    before = os.listdir("/proc/self/fd")
+    split = unseen_split(run, record, Wanted.of(record))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert [len(chunk) for chunk in split.chunks(8)] == [8, 4]
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_a_16_bit_picture_is_named_as_its_8_bit_twin(
