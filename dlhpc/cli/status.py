@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -111,7 +110,7 @@ def logs(
         return
     position = 0
     if number is not None:
-        position = _print_log(run.log(number), 0, lines)
+        position = print_log(run.log(number), 0, lines)
     if following:
         _follow_log(run, number or 1, position, stay=attempt is not None)
 
@@ -121,7 +120,7 @@ def _latest_log(run: RunDirectory) -> int | None:
     return max(numbers, default=None)
 
 
-def _print_log(path: Path, start: int, lines: int | None = None) -> int:
+def print_log(path: Path, start: int, lines: int | None = None) -> int:
     """Print from byte ``start``; gives the position reached."""
     from dlhpc.files import storage_errors
 
@@ -133,8 +132,7 @@ def _print_log(path: Path, start: int, lines: int | None = None) -> int:
     reached = start + len(content)
     if lines is not None:
         content = b"".join(content.splitlines(keepends=True)[-lines:] if lines else [])
-    sys.stdout.write(content.decode("utf-8", "replace"))
-    sys.stdout.flush()
+    click.echo(content, nl=False)  # as bytes: what is followed may end in the middle of a letter
     return reached
 
 
@@ -144,7 +142,7 @@ def _follow_log(run: RunDirectory, number: int, position: int, *, stay: bool) ->
     asked = 0.0
     over = False
     while True:
-        position = _print_log(run.log(number), position)
+        position = print_log(run.log(number), position)
         if not stay and run.log(number + 1).exists():
             number, position = number + 1, 0
             continue

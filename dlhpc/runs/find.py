@@ -13,14 +13,21 @@ from dlhpc.runs.directory import RunDirectory
 
 def all_runs(runs: Path) -> list[RunDirectory]:
     """Every run in the folder, oldest first; a folder that does not exist holds none."""
-    if not runs.exists():
-        return []
     with storage_errors(runs, "list"):
+        if not runs.exists():
+            return []
         found = [entry for entry in runs.iterdir() if not entry.name.startswith(".")]
-        kept = [RunDirectory(entry) for entry in sorted(found, key=_second) if (entry / "journal.jsonl").exists()]
+        kept = [RunDirectory(entry) for entry in sorted(found, key=_second) if _is_run(entry)]
         groups = [list(group) for _, group in itertools.groupby(kept, key=lambda run: _second(run.path))]
     # Looking at a file is dear on shared storage: only those that were made in the same second need it.
     return [run for group in groups for run in (sorted(group, key=_written) if len(group) > 1 else group)]
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return RunDirectory(folder).journal.exists()
+    except PermissionError:  # somebody's private folder must not hide all others
+        return False
 
 
 def _second(path: Path) -> str:
@@ -43,7 +50,9 @@ def find_run(named: str, runs: Path) -> RunDirectory:
     path = Path(named).expanduser()
     if "/" in named or named in (".", ".."):
         run = RunDirectory(path.absolute())
-        if not run.journal.exists():
+        with storage_errors(path, "read"):
+            found = run.journal.exists()
+        if not found:
             raise UserError("is not a run directory", where=path, remedy="`dlhpc status` lists the runs.")
         return run
     known = all_runs(runs)
