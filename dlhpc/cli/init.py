@@ -31,9 +31,9 @@ def init(task: str | None, folder: Path | None, out: Path | None, name: str | No
     if task is None or folder is None:
         raise click.UsageError("Name the task and the folder: dlhpc init classification FOLDER")
     from dlhpc.cli.common import shell_word
+    from dlhpc.data.starter import starter_spec
     from dlhpc.errors import UserError
     from dlhpc.files import replace_text
-    from dlhpc.spec.starter import starter_spec
 
     target = out or Path(f"{folder.resolve().name}.yaml")
     if target.exists() and not force:

@@ -14,10 +14,10 @@ from PIL import Image
 
 from dlhpc.cli.common import shell_word
 from dlhpc.data.catalog import Catalog, make_catalog
+from dlhpc.data.starter import _quoted, _run_name, starter_spec
 from dlhpc.errors import DlhpcError, UserError
 from dlhpc.spec.load import load_spec
 from dlhpc.spec.models import Spec
-from dlhpc.spec.starter import _quoted, _run_name, starter_spec
 
 
 def photos(folder: Path, count: int, *, classes: tuple[str, ...] = ("anna", "ben"), size: Any = (112, 92)) -> Path:

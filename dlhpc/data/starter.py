@@ -9,14 +9,11 @@ import statistics
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dlhpc.data.catalog import SPLIT_WORDS, Catalog, make_catalog
 from dlhpc.errors import DlhpcError, UserError
 from dlhpc.spec.load import parse_document, validate
 from dlhpc.spec.models import Data, Folders, Spec, Split
-
-if TYPE_CHECKING:
-    from dlhpc.data.catalog import Catalog
 
 _LOOKED_AT = 24  # pictures that decide on size and colour
 _FEW, _SOME = 5, 20  # pictures in the smallest class: from here on some are kept unseen; from here on fewer of them
@@ -62,8 +59,6 @@ def starter_spec(
     are looked at where NumPy and Pillow are installed, which a login node may lack. Raises :class:`DataError` for a
     folder that cannot be trained on, :class:`UserError` for a bad name.
     """
-    from dlhpc.data.catalog import make_catalog  # a room that itself needs the spec
-
     folder = Path(os.path.abspath(folder))
     written = _written_path(folder, relative_to)
     data, source = _source(folder, written)
@@ -98,8 +93,6 @@ def _written_path(folder: Path, relative_to: Path | None) -> str:
 
 def _source(folder: Path, written: str) -> tuple[Data, list[str]]:
     """Where the pictures are, as the spec's model (absolute) and as the lines that say it in YAML."""
-    from dlhpc.data.catalog import SPLIT_WORDS
-
     found: dict[str, str] = {}
     names = sorted(entry.name for entry in _subfolders(folder))
     for name in names:
