@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dlhpc.envs.state import FOLDER
 from dlhpc.errors import StorageError
 from dlhpc.files import read_json, replace_json
 
-FILE = Path(".dlhpc") / "environment.json"
+RECORD = Path(FOLDER) / "environment.json"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read_record(prefix: Path) -> EnvironmentRecord | None:
 
     Raises :class:`StorageError` for a damaged record.
     """
-    path = prefix / FILE
+    path = prefix / RECORD
     if not path.exists():
         return None
     content = read_json(path)
@@ -75,4 +76,4 @@ def read_record(prefix: Path) -> EnvironmentRecord | None:
 
 def write_record(prefix: Path, record: EnvironmentRecord) -> None:
     """Replace the record at ``prefix`` atomically."""
-    replace_json(prefix / FILE, asdict(record))
+    replace_json(prefix / RECORD, asdict(record))

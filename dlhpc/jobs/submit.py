@@ -50,10 +50,10 @@ def tag_of(plan: Plan, attempt: int) -> str:
 @contextlib.contextmanager
 def submission_lock(run: RunDirectory) -> Iterator[None]:
     """One submission of a run at a time, among all processes and nodes that share the storage."""
-    with storage_errors(run.lock, "lock"):
-        descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with storage_errors(run.submission_lock, "lock"):
+        descriptor = os.open(run.submission_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        with storage_errors(run.lock, "lock"):
+        with storage_errors(run.submission_lock, "lock"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -98,9 +98,14 @@ class RunDirectory:
         return self.attempts / f"{attempt}.stop"
 
     @property
-    def lock(self) -> Path:
+    def submission_lock(self) -> Path:
         """Taken (flock) while an attempt is being submitted."""
         return self.path / ".submit.lock"
+
+    @property
+    def training_lock(self) -> Path:
+        """Taken (flock) by rank 0 while it trains."""
+        return self.path / ".train.lock"
 
 
 def new_run_name(name: str, now: datetime) -> str:

@@ -1,7 +1,7 @@
 """The spec: everything a user can ask of a training, with its defaults.
 
-Field docstrings become the descriptions in the JSON schema and the comments in a starter spec, so they are written
-for the person who edits the YAML.
+Field docstrings become the descriptions in the JSON schema and in messages about missing keys, so they are written for
+the person who edits the YAML.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dlhpc.spec.models import Spec
     from dlhpc.train.collective import Collective
 
-_LOCK_PATIENCE = 60.0  # seconds that a killed attempt's last process may take to vanish
+_LOCK_PATIENCE_S = 60.0  # that a killed attempt's last process may take to vanish
 
 
 def main(argv: list[str]) -> int:
@@ -128,11 +128,10 @@ def _device(plan: Plan, collective: "Collective") -> "torch.device":
 @contextlib.contextmanager
 def _only_attempt(run: RunDirectory) -> Iterator[None]:
     """Hold the run's training lock. Ranks that outlived a killed launcher would write over our files."""
-    path = run.path / ".train.lock"
-    with storage_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with storage_errors(run.training_lock):
+        descriptor = os.open(run.training_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        until = time.monotonic() + _LOCK_PATIENCE
+        until = time.monotonic() + _LOCK_PATIENCE_S
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

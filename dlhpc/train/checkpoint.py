@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises for content that it will not execute
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -27,6 +27,10 @@ from dlhpc.errors import StorageError
 from dlhpc.files import fsync_folder, read_json, replace_bytes, replace_json, storage_errors
 from dlhpc.runs.checkpoints import BEST, FORMAT, CheckpointFile, CheckpointRecord, list_checkpoints, read_manifests
 from dlhpc.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from dlhpc.data.packed import Packed
+    from dlhpc.spec.models import Spec
 
 KEEP_LAST = 2
 
@@ -98,7 +102,7 @@ class Checkpoints:
     run: RunDirectory
     keep_every: int | None
     description: dict[str, Any] = field(default_factory=dict)
-    """``classes``, ``network`` and ``input`` for the manifests."""
+    """See :func:`describe`."""
 
     def save(
         self,
@@ -199,6 +203,25 @@ class Checkpoints:
                 fsync_folder(record.manifest.parent)
                 record.weights.path.unlink(missing_ok=True)
                 record.trainer.path.unlink(missing_ok=True)
+
+
+def describe(spec: Spec, packed: Packed) -> dict[str, Any]:
+    """What every manifest of a run says of the network and its input; see :class:`CheckpointRecord`."""
+    height, width = spec.input_size
+    return {
+        "classes": packed.classes,
+        "network": spec.network.name,
+        "input": {
+            "channels": packed.channels,
+            "height": height,
+            "width": width,
+            "color": "grey" if packed.channels == 1 else "rgb",
+            "resize": spec.data.resize,
+            "picture_height": packed.height,
+            "picture_width": packed.width,
+            "dtype": str(packed.dtype),
+        },
+    }
 
 
 class DamagedCheckpoint(StorageError):

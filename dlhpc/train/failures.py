@@ -13,7 +13,7 @@ from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, record
 from dlhpc.train.collective import LostContact
 
-_PATIENCE = 5.0  # seconds that other ranks give the one which failed first to say so
+_PATIENCE_S = 5.0  # that other ranks give the one which failed first to say so
 
 
 def write_outcome(run: RunDirectory, attempt: int, code: int) -> None:
@@ -49,7 +49,7 @@ def report_failure(run: RunDirectory, attempt: int, rank: int, error: BaseExcept
 
 
 def _somebody_told(run: RunDirectory, attempt: int) -> bool:
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _PATIENCE_S
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
             if run.outcome_file(attempt).exists():

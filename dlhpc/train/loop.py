@@ -26,7 +26,7 @@ from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, record
 from dlhpc.runs.plan import Plan
 from dlhpc.spec.models import Spec
-from dlhpc.train.checkpoint import Best, Checkpoints, Loaded, Position, TrainerState, load, name_of
+from dlhpc.train.checkpoint import Best, Checkpoints, Loaded, Position, TrainerState, describe, load, name_of
 from dlhpc.train.collective import Collective
 from dlhpc.train.evaluate import Evaluation, RankState, evaluate
 from dlhpc.train.gradients import Agreement, GradientBuckets
@@ -77,7 +77,7 @@ class Training:
         )
         self.validation_every = spec.training.validation_interval * plan.steps_per_epoch
         self.snapshot_every = spec.training.snapshot_interval * plan.steps_per_epoch
-        self.checkpoints = Checkpoints(attempt.run, spec.training.keep_every, _description(spec, packed))
+        self.checkpoints = Checkpoints(attempt.run, spec.training.keep_every, describe(spec, packed))
 
         self.position = Position()
         self.running = torch.zeros(3, dtype=torch.float64, device=device)  # loss sum, right answers, pictures
@@ -388,21 +388,3 @@ def _split_and_name(key: str) -> tuple[str, str]:
     """``val_top5_accuracy`` is ``top5_accuracy`` of the split ``val``."""
     split, _, name = key.partition("_")
     return split, name
-
-
-def _description(spec: Spec, packed: Packed) -> dict[str, Any]:
-    height, width = spec.input_size
-    return {
-        "classes": packed.classes,
-        "network": spec.network.name,
-        "input": {
-            "channels": packed.channels,
-            "height": height,
-            "width": width,
-            "color": "grey" if packed.channels == 1 else "rgb",
-            "resize": spec.data.resize,
-            "picture_height": packed.height,
-            "picture_width": packed.width,
-            "dtype": str(packed.dtype),
-        },
-    }

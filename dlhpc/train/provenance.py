@@ -15,6 +15,7 @@ import torch
 
 import dlhpc
 from dlhpc.data.packed import Packed
+from dlhpc.envs.record import RECORD
 from dlhpc.errors import StorageError
 from dlhpc.files import read_json, replace_json
 from dlhpc.runs.directory import RunDirectory
@@ -92,8 +93,7 @@ def _mpi_version() -> str | None:
 
 
 def _environment(plan: Plan) -> Any:
-    path = Path(plan.environment_prefix) / ".dlhpc" / "environment.json"
     try:
-        return read_json(path)
+        return read_json(Path(plan.environment_prefix) / RECORD)
     except StorageError:
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGXCPU)
-_FILE_INTERVAL = 1.0  # seconds between looks at the stop file: shared storage is not to be polled faster
+_FILE_INTERVAL_S = 1.0  # between looks at the stop file: shared storage is not to be polled faster
 
 
 @dataclass
@@ -41,6 +41,6 @@ class StopRequests:
         if self.deadline is not None and now + seconds_needed > self.deadline:
             return f"the walltime ends in {max(0.0, self.deadline - now):.0f} s"
         if not self._seen_file and now >= self._next_look:
-            self._next_look = now + _FILE_INTERVAL
+            self._next_look = now + _FILE_INTERVAL_S
             self._seen_file = self.stop_file.exists()
         return "it was asked to save and leave" if self._seen_file else None
