@@ -30,6 +30,8 @@ MARGIN, HEADROOM = 1.015, 1.14
 """Axes reach so much beyond the last and the highest value: dots are whole, and the words of marks stand free."""
 FEW_POINTS = 80
 """Up to so many points of a curve are drawn as dots too; more would hide the line, and show only under the pointer."""
+WHOLE = "datum.value % 1 ? '' : format(datum.value, 'd')"
+"""Labels for whole epochs only: below three epochs Vega sets ticks at halves, whatever the least step."""
 ZOOM = "wheel![event.ctrlKey]"
 """A plain turn of the wheel scrolls the page; pinching on a touch pad comes as Ctrl + wheel."""
 
@@ -80,7 +82,7 @@ _CHARTS = (
     _Chart(
         "accuracy",
         "Accuracy",
-        "正解率（大きいほど良い）",
+        "正答率（大きいほど良い）",
         "Accuracy (% of pictures)",
         (_Curve("train", "accuracy", "training", TRAIN), _Curve("val", "accuracy", "validation", VAL)),
         ".1%",
@@ -162,13 +164,13 @@ def _spec(
     x = alt.X(
         "epoch:Q",
         title="Epoch",
-        axis=alt.Axis(format="~g", tickMinStep=1, labelFlush=False),
+        axis=alt.Axis(labelExpr=WHOLE, tickMinStep=1, labelFlush=False),
         scale=alt.Scale(domain=[0, last * MARGIN], nice=False),
     )
     y = alt.Y(
         "value:Q",
         title=chart.axis,
-        axis=alt.Axis(format="%", values=[0, 0.2, 0.4, 0.6, 0.8, 1]) if accuracy else alt.Axis(format="~g"),
+        axis=alt.Axis(format="%", values=[0, 0.2, 0.4, 0.6, 0.8, 1]) if accuracy else alt.Axis(format=".4~g"),
         scale=alt.Scale(domain=[0, top * HEADROOM], nice=False),
     )
     legend = (
@@ -236,11 +238,15 @@ def _log_scale(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def _marks(chart: _Chart, best: float | None, resumed: Sequence[Resumption], last: float) -> list[altair.Chart]:
     """Upright lines for the best epoch and for resumptions, each with a word on top."""
     marks: list[dict[str, Any]] = [
-        {"epoch": one.epoch, "text": f"attempt {one.attempt}", "kind": "attempt"} for one in resumed
+        {"epoch": one.epoch, "text": f"#{one.attempt}", "kind": "attempt"} for one in resumed
     ]
     if best is not None and chart.best_label:
         marks.append({"epoch": best, "text": "best", "kind": "best"})
-    return [layer for mark in marks for layer in _mark(mark, left=mark["epoch"] > last / 2)]
+    return [
+        layer
+        for mark in marks
+        for layer in _mark(mark, left=mark["epoch"] > (last / 2 if mark["kind"] == "best" else 0.95 * last))
+    ]
 
 
 def _mark(mark: dict[str, Any], *, left: bool) -> list[altair.Chart]:

@@ -76,7 +76,7 @@ def _overfits(verdict: Verdict) -> tuple[str, str]:
         "といった対策を試してください。"
     )
     if verdict.best_epoch is not None:
-        advice += f"最良のチェックポイント（第{show(verdict.best_epoch)}エポック）は保存されています。"
+        advice += f"検証結果が最も良いチェックポイント（第{show(verdict.best_epoch)}エポック）は保存されています。"
     return sentence, advice
 
 

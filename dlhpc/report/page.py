@@ -90,7 +90,8 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
     truths = [sum(row) for row in evaluation.confusion] if evaluation else None
     verdict = judge(facts.points, classes=plan.dataset.classes, epochs=epochs, truths=truths)
     attempts = attempt_rows(facts.entries, facts.provenance)
-    drawn = figures(facts.points, best=verdict.best_epoch, resumed=resumptions(facts.entries, plan.steps_per_epoch))
+    resumed = resumptions(facts.entries, plan.steps_per_epoch)
+    drawn = figures(facts.points, best=verdict.best_epoch, resumed=resumed)
     accuracies = series(facts.points, "val", "accuracy")
     best_accuracy = accuracies.at(verdict.best_epoch) if verdict.best_epoch is not None else None
     rows = unseen_rows(unseen) if unseen else []
@@ -118,6 +119,7 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
             unseen_grid=columns <= GRID_COLUMNS and sum(len(row.pictures) for row in rows) <= GRID_PICTURES,
             unseen_misses=[picture for row in rows for picture in row.pictures if not picture.right][:MISSES],
             figures=drawn,
+            resumed=resumed,
             charts={figure.name: figure.spec for figure in drawn},
             vega=_safe_script(javascript()) if drawn else "",
             evaluation=evaluation,

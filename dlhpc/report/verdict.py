@@ -310,7 +310,7 @@ def _diverges(since: float, best: float | None, what: str) -> Verdict:
 
 
 def _overfits(since: float, best: float | None) -> Verdict:
-    keep = f" The best checkpoint is from epoch {show(best)}, and it is kept." if best is not None else ""
+    keep = f" The checkpoint with the best validation result (epoch {show(best)}) is kept." if best is not None else ""
     return Verdict(
         VerdictKind.OVERFITS,
         since,

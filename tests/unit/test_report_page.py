@@ -279,8 +279,17 @@ def test_the_chart_can_be_read_closely() -> None:
     (cells,) = (mark for mark in vega["marks"] if mark["name"].endswith("voronoi"))
     assert 'datum.datum["curve"]' in cells["encode"]["update"]["tooltip"]["signal"]
     assert {axis["tickMinStep"] for axis in vega["axes"] if axis.get("title") == "Epoch"} == {1}
-    assert not re.search(r">[0-9]+\.[0-9]+<", figure.svg.split("X-axis")[1].split("Y-axis")[0])
     assert vega["legends"][0]["encode"]["labels"]["interactive"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 12, 400])
+def test_epochs_on_the_axis_are_written_as_people_write_them(epochs: int) -> None:
+    figure = chart([Point(float(e), e, "train", "loss", 1 / e, 0.0) for e in range(1, epochs + 1)])
+    axis = figure.svg.split("X-axis")[1].split("Y-axis")[0]
+    labels = [text for text in re.findall(r">([^<>]+)</text>", axis) if text != "Epoch"]
+    assert labels[-1] == str(epochs)
+    assert all(label.isdigit() for label in labels)
+    assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize(("lowest", "logarithmic"), [(1e-3, True), (0.0, False)])
@@ -315,6 +324,8 @@ def test_attempts_tell_waiting_running_and_how_they_ended(tmp_path: Path) -> Non
     assert first.outcome == "saved its state and left: walltime is near"
     assert (second.waited_seconds, second.outcome) == (20, "no end on record yet")
     assert resumptions(entries, 4)[0].epoch == 6.5
+    _, outline = read(write_report(run))
+    assert "#2 is attempt 2" in outline.text
 
 
 def test_a_class_is_judged_by_its_own_pictures() -> None:
