@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dlhpc.errors import StorageError
+from dlhpc.errors import Place, StorageError, UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -91,6 +91,19 @@ def replace_text(path: Path, content: str) -> None:
 def replace_json(path: Path, value: Any) -> None:
     """Replace ``path`` atomically by ``value`` as indented JSON; NaN is refused because JSON has none."""
     replace_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_user_text(path: Path, fault: type[UserError] = UserError) -> str:
+    """A file that somebody wrote, as text without a byte order mark; ``fault`` says at which line it is not UTF-8."""
+    with storage_errors(path, "read"):
+        content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise fault(
+            "is not UTF-8 text", where=Place(str(path), line), remedy="Save the file with the encoding UTF-8."
+        ) from error
 
 
 def read_json(path: Path) -> Any:

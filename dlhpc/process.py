@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ class Answer:
 
 
 class CommandMissing(CommandError):
-    """The program is not on PATH."""
+    """The program is not on PATH, or cannot be run."""
 
 
 class CommandTimeout(CommandError):
@@ -38,31 +37,21 @@ class CommandFailed(CommandError):
         self.answer = answer
 
 
-def ask(
-    argv: Sequence[str | Path],
-    *,
-    timeout: float,
-    env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    stdin: str = "",
-    remedy: str | None = None,
-) -> Answer:
+def ask(argv: Sequence[str | Path], *, timeout: float, remedy: str | None = None) -> Answer:
     """Run ``argv`` (never through a shell) and give its answer, whatever its exit code.
 
-    ``timeout`` is in seconds; ``env`` is added to the environment. Raises :class:`CommandMissing` or
+    It gets nothing on its standard input. ``timeout`` is in seconds. Raises :class:`CommandMissing` or
     :class:`CommandTimeout`.
     """
     words = tuple(str(word) for word in argv)
     try:
         done = subprocess.run(
             words,
-            input=stdin,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=timeout,
-            cwd=cwd,
-            env=None if env is None else {**os.environ, **env},
             check=False,
         )
     except FileNotFoundError as error:
@@ -70,24 +59,16 @@ def ask(
             f"the command `{words[0]}` was not found",
             remedy=remedy or f"Install it or put its folder on PATH: {words[0]}",
         ) from error
-    except PermissionError as error:
-        raise CommandMissing(f"the command `{words[0]}` may not be executed", remedy=remedy) from error
+    except OSError as error:
+        raise CommandMissing(f"the command `{words[0]}` cannot be run: {error.strerror}", remedy=remedy) from error
     except subprocess.TimeoutExpired as error:
         raise CommandTimeout(f"`{' '.join(words)}` did not answer within {timeout:g} s", remedy=remedy) from error
     return Answer(words, done.returncode, done.stdout, done.stderr)
 
 
-def demand(
-    argv: Sequence[str | Path],
-    *,
-    timeout: float,
-    env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    stdin: str = "",
-    remedy: str | None = None,
-) -> Answer:
+def demand(argv: Sequence[str | Path], *, timeout: float, remedy: str | None = None) -> Answer:
     """As :func:`ask`, but a code other than zero raises :class:`CommandFailed`."""
-    answer = ask(argv, timeout=timeout, env=env, cwd=cwd, stdin=stdin, remedy=remedy)
+    answer = ask(argv, timeout=timeout, remedy=remedy)
     if answer.code != 0:
         raise CommandFailed(answer, remedy)
     return answer

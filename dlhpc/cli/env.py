@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from dlhpc.cli.common import print_json
 
 
 @click.group()
@@ -36,7 +37,7 @@ def build(recipe: str, prefix: Path, extras: tuple[str, ...], as_json: bool) -> 
 
     record = build_environment(load_recipe(recipe), prefix, progress.for_terminal(), extras)
     if as_json:
-        click.echo(json.dumps(asdict(record), indent=2, ensure_ascii=False))
+        print_json(asdict(record))
     else:
         click.echo(f"environment {record.name} in {prefix}: {record.summary()}")
 
@@ -61,7 +62,7 @@ def list_recipes(as_json: bool) -> None:
             row = {"name": name, "description": "", "file": str(path), "error": str(error)}
         rows.append(row)
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
         return
     from rich.console import Console
     from rich.table import Table

@@ -73,7 +73,7 @@ def _rows(planned: Planned) -> list[tuple[str, str]]:
             "Pictures",
             f"{spec.data.width}×{spec.data.height} {spec.data.color}, {spec.data.resize}; input {width}×{height}",
         ),
-        ("Packed into", data_folder(plan.dataset.packed)),
+        ("Packed into", _packed_folder(plan.dataset.packed)),
         ("Network", spec.network.name),
         (
             "Training",
@@ -111,7 +111,7 @@ def _epochs(number: float) -> str:
     return "epoch" if number == 1 else f"{number:g} epochs"
 
 
-def data_folder(packed: str) -> str:
+def _packed_folder(packed: str) -> str:
     """The packed dataset's folder, and whether it is there already."""
     return f"{packed} ({'ready' if (Path(packed) / 'index.json').exists() else 'made by the job'})"
 

@@ -24,7 +24,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.reader import ReaderError
 
 from dlhpc.errors import ErrorList, Place, UserError
-from dlhpc.files import storage_errors
+from dlhpc.files import read_user_text
 from dlhpc.spec.models import Spec
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -82,16 +82,7 @@ def read_document(path: Path) -> Document:
         raise UserError("there is no such file", where=path, remedy=remedy)
     if path.is_dir():
         raise UserError("is a folder, not a YAML file", where=path, remedy="Name the YAML file inside it.")
-    with storage_errors(path, "read"):
-        content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(
-            "is not UTF-8 text", where=Place(str(path), line), remedy="Save the file with the encoding UTF-8."
-        ) from error
-    return parse_document(text, path)
+    return parse_document(read_user_text(path), path)
 
 
 def _siblings(path: Path) -> list[Path]:
