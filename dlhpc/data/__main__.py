@@ -15,6 +15,7 @@ from types import FrameType
 from dlhpc.data.catalog import Catalog
 from dlhpc.data.pack import SHOWN, Preparation, pack
 from dlhpc.data.packed import Packed
+from dlhpc.data.splits import SPLITS
 from dlhpc.errors import AttemptExit, DlhpcError, StorageError, UserError
 from dlhpc.files import read_json
 from dlhpc.runs.directory import RunDirectory
@@ -65,7 +66,7 @@ def pack_run(run: RunDirectory, attempt: int) -> None:
         trained_on=_fingerprint(run),
     ) as packed:
         _warn_of_skipped(run, attempt, packed)
-        counts = ", ".join(f"{packed.count(split)} {split}" for split in ("train", "val", "unseen"))
+        counts = ", ".join(f"{packed.count(split)} {split}" for split in SPLITS)
         color = "grey" if packed.channels == 1 else "rgb"
         kind = f"{color} {packed.width}×{packed.height}, {packed.dtype.itemsize * 8} bits"
         print(f"packed pictures: {counts} ({kind}) in {folder}, {time.monotonic() - began:.1f} s", flush=True)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dlhpc.data.packed import Packed, Pictures, SplitName
+from dlhpc.data.packed import Packed, Pictures
+from dlhpc.data.splits import SplitName
 
 if TYPE_CHECKING:
     from dlhpc.spec.models import Augment

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dlhpc.data.folders import Folder, FoundFile, absolute, named_list, natural, scan_folder
+from dlhpc.data.splits import SPLIT_WORDS, SPLITS, shuffled, split_counts
 from dlhpc.errors import DataError, ErrorList, StorageError, UserError
 from dlhpc.files import read_json, replace_text
 
 if TYPE_CHECKING:
-    from dlhpc.spec.models import Data, Split
+    from dlhpc.spec.models import Data
 
 FORMAT = 1
 PREPARATION = 1  # raise it when the same settings begin to give other pixels
-SPLITS = ("train", "val", "unseen")
-SPLIT_WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "unseen": "unseen", "test": "unseen", "testing": "unseen",
-}  # fmt: skip
-"""What people call the folders of the three splits."""
 _SHOWN = 20
 
 
@@ -77,7 +71,7 @@ class Catalog:
         try:
             if value["format"] != FORMAT:
                 raise ValueError(f"format {value['format']}")
-            splits = {
+            splits: dict[str, list[Picture]] = {
                 name: [Picture(str(p), int(n), int(s), int(t)) for p, n, s, t in value["splits"][name]]
                 for name in SPLITS
             }
@@ -104,24 +98,6 @@ def make_catalog(data: Data, base: Path) -> Catalog:
     assert data.lists is not None  # the spec has exactly one of the three
     classes, found, notes = read_lists(data.lists, base)
     return _separate(data, classes, found, notes, absolute(base, data.lists.train))
-
-
-def split_counts(count: int, fractions: Sequence[float]) -> list[int]:
-    """Share ``count`` out by ``fractions`` (sum 1) by largest remainders, at least 1 for every fraction above 0.
-
-    ``count`` must not be smaller than the number of fractions above 0. Equal remainders favour the earlier split.
-    """
-    exact = [count * fraction for fraction in fractions]
-    counts = [math.floor(share) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda split: (counts[split] - exact[split], split))
-    wanted = [split for split in by_remainder if fractions[split] > 0]
-    for turn in range(count - sum(counts)):
-        counts[wanted[turn % len(wanted)]] += 1
-    for split in wanted:
-        if counts[split] == 0:
-            counts[counts.index(max(counts))] -= 1
-            counts[split] = 1
-    return counts
 
 
 def _from_folder(data: Data, path: Path) -> Catalog:
@@ -184,20 +160,6 @@ def _separate(
             files = shuffled(folder.get(name, []), name, data.split)
             splits[split].extend(_pictures(files[: data.max_per_class], label))
     return Catalog(classes, splits, notes)
-
-
-def shuffled(files: list[FoundFile], name: str, split: Split) -> list[FoundFile]:
-    """The files of class ``name`` in an order that depends on the seed, class and relative paths alone.
-
-    Each file's place comes from a hash of its own, so neither the order of the directory nor where the folder lies
-    matters, and a picture that is added leaves the order of the others as it was.
-    """
-
-    def place(file: FoundFile) -> bytes:
-        text = f"{split.seed}\0{name}\0{file.relative}"
-        return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).digest()
-
-    return sorted(files, key=lambda file: (place(file), file.relative))
 
 
 def _pictures(files: Iterable[FoundFile], label: int) -> list[Picture]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlhpc.data.folders import FoundFile, absolute, found_file, natural
+from dlhpc.data.splits import SPLITS
 from dlhpc.errors import DataError, ErrorList, Place, UserError
-from dlhpc.files import storage_errors
+from dlhpc.files import read_user_text
 
 if TYPE_CHECKING:
     from dlhpc.spec.models import Lists
 
-SPLITS = ("train", "val", "unseen")
 _SHOWN = 20
 _MANY = 1000  # more distinct labels than this without a labels file are taken for a mistake in the lists
 
@@ -124,16 +124,7 @@ def _lines(file: Path, *, comments: bool = True) -> Iterator[tuple[int, str]]:
         raise DataError("is a folder; a list file is needed", where=file, remedy="Name the list inside it.")
     if not file.exists():
         raise DataError("there is no such file", where=file, remedy="Check the path under data.lists.")
-    with storage_errors(file, "read"):
-        content = file.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = content[: error.start].count(b"\n") + 1
-        raise DataError(
-            "is not UTF-8 text", where=Place(str(file), number), remedy="Save the file with the encoding UTF-8."
-        ) from error
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_user_text(file, DataError).split("\n"), 1):
         stripped = line.strip()
         if stripped and not (comments and stripped.startswith("#")):
             yield number, stripped

@@ -33,13 +33,13 @@ from dlhpc.data.packed import (
     MEAN_IMAGE,
     PATHS,
     PICTURES,
-    SPLITS,
     Index,
     Packed,
     Pictures,
     open_packed,
 )
 from dlhpc.data.pictures import BrokenPicture, Color, Resize, decode, is_grey, read_picture
+from dlhpc.data.splits import SPLITS
 from dlhpc.errors import DataError, StorageError
 from dlhpc.files import fsync_folder, replace_json, replace_text, storage_errors
 

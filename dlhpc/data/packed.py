@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlhpc.data.splits import SPLITS, SplitName
 from dlhpc.errors import DataError, StorageError
 from dlhpc.files import read_json, storage_errors
 
@@ -26,8 +27,6 @@ PICTURES, LABELS, PATHS, MEAN_IMAGE, INDEX = (
     "pictures.bin", "labels.npy", "pictures.json", "mean_image.npy", "index.json",
 )  # fmt: skip
 
-SplitName = Literal["train", "val", "unseen"]
-SPLITS: tuple[SplitName, ...] = ("train", "val", "unseen")
 Pictures = NDArray[np.uint8] | NDArray[np.uint16]
 """N×C×H×W (or C×H×W for one) with 8 or 16 bits a value, full scale."""
 

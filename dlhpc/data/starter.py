@@ -10,7 +10,8 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlhpc.data.catalog import SPLIT_WORDS, Catalog, make_catalog
+from dlhpc.data.catalog import Catalog, make_catalog
+from dlhpc.data.splits import SPLIT_WORDS
 from dlhpc.errors import DlhpcError, UserError
 from dlhpc.spec.load import parse_document, validate
 from dlhpc.spec.models import Data, Folders, Spec, Split

@@ -15,6 +15,7 @@ import torch
 
 import dlhpc
 from dlhpc.data.packed import Packed
+from dlhpc.data.splits import SPLITS
 from dlhpc.envs.record import RECORD
 from dlhpc.errors import StorageError
 from dlhpc.files import read_json, replace_json
@@ -59,7 +60,7 @@ def write_provenance(
             "dataset": {
                 "key": plan.dataset.key,
                 "fingerprint": packed.fingerprint,
-                "counts": {split: packed.count(split) for split in ("train", "val", "unseen")},
+                "counts": {split: packed.count(split) for split in SPLITS},
                 "skipped": [list(entry) for entry in packed.skipped],
             },
             "seed": plan.spec["training"]["seed"],

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlhpc.data.catalog import Catalog, make_catalog, split_counts
+from dlhpc.data.catalog import Catalog, make_catalog
+from dlhpc.data.splits import split_counts
 from dlhpc.errors import DataError, ErrorList, StorageError
 from dlhpc.spec.models import Data
 
