@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dlhpc.cli.common import ago, print_json, runs_option, the_folder, the_run
+from dlhpc.runs.state import RunState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from dlhpc.runs.directory import RunDirectory
 
 _COLOURS = {
-    "running": "cyan",
-    "finished": "green",
-    "failed": "red",
-    "cancelled": "magenta",
-    "queued": "yellow",
-    "held": "yellow",
-    "unknown": "red",
+    RunState.RUNNING: "cyan",
+    RunState.FINISHED: "green",
+    RunState.FAILED: "red",
+    RunState.CANCELLED: "magenta",
+    RunState.QUEUED: "yellow",
+    RunState.HELD: "yellow",
+    RunState.UNKNOWN: "red",
 }
 
 
@@ -75,7 +76,7 @@ def _print_table(found: list[RunStatus]) -> None:
     for one in found:
         table.add_row(
             one.run,
-            Text(one.state.value, style=_COLOURS.get(one.state.value, "")),
+            Text(one.state.value, style=_COLOURS.get(one.state, "")),
             f"{one.epoch}/{one.epochs}" if one.epochs else "",
             str(one.attempt or ""),
             Text(one.job_id or ""),
@@ -198,5 +199,5 @@ def resume(name: str, runs: str | None, site: str | None, wait: bool, as_json: b
         final = status_of(run)
     if as_json:
         print_json(final.as_json())
-    if wait and final.state.value != "finished":
+    if wait and final.state is not RunState.FINISHED:
         raise SystemExit(1)

@@ -50,8 +50,9 @@ def submit(
             click.echo(f"Follow it with:  dlhpc watch {run.name}")
         return
     from dlhpc.cli.progress import wait_for
+    from dlhpc.runs.state import RunState
 
     final = wait_for(run, quiet=as_json)
     if as_json:
         print_json(final.as_json())
-    raise SystemExit(0 if final.state.value == "finished" else 1)
+    raise SystemExit(0 if final.state is RunState.FINISHED else 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dlhpc.cli.common import runs_option, the_run
+from dlhpc.runs.state import RunState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,7 +36,7 @@ def watch(name: str, runs: str | None, site: str | None, once: bool) -> None:
     run = the_run(name, runs, site)
     if not once and not sys.stdout.isatty():
         final = wait_for(run)
-        raise SystemExit(0 if final.state.value == "finished" else 1)
+        raise SystemExit(0 if final.state is RunState.FINISHED else 1)
     from rich.console import Console
     from rich.live import Live
 

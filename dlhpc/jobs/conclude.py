@@ -23,17 +23,15 @@ def next_step(plan: Plan, entries: list[Entry], attempt: int, status: int) -> tu
     if status == AttemptExit.FINISHED or progress(entries).ended is RunState.CANCELLED:
         return False, None
     failed_here = next((entry for entry in reversed(own) if entry.event == Event.FAILED), None)
-    reason = (
-        failed_here.details.get("reason")
-        if failed_here
-        else (f"attempt {attempt} crashed with code {status}{meaning_of(status)}")
-    )
+    if failed_here is not None:
+        reason = failed_here.details.get("reason")
+    else:
+        reason = f"attempt {attempt} crashed with code {status}{meaning_of(status)}"
     if not AttemptExit.may_be_retried(status):
         return False, str(reason)
     if attempt >= plan.max_attempts:
-        return False, f"{attempt} attempts were not enough (job.max_attempts); {reason if failed_here else ''}".rstrip(
-            "; "
-        )
+        why = f"; {reason}" if failed_here else ""
+        return False, f"{attempt} attempts were not enough (job.max_attempts){why}"
     if status == AttemptExit.CONTINUE:
         saved = {entry.attempt for entry in entries if entry.event == Event.CHECKPOINTED}
         # A file system that stalls may cost one attempt; two in a row say that the walltime is too short.

@@ -49,7 +49,6 @@ class Progress:
     ended: RunState | None
     """Finished, failed or cancelled, as far as the latest attempt's events say."""
     reason: str | None
-    started: bool
     epoch: int
     epochs: int | None
     created: float | None
@@ -64,19 +63,17 @@ def progress(entries: list[Entry]) -> Progress:
     epochs: int | None = None
     ended: RunState | None = None
     reason: str | None = None
-    submitting = started = False
+    submitting = False
     for entry in entries:
         details = entry.details
         match entry.event:
             case Event.SUBMITTING:
                 attempt = entry.attempt or attempt + 1
-                submitting, job_id, ended, reason, started = True, None, None, None, False
+                submitting, job_id, ended, reason = True, None, None, None
             case Event.SUBMITTED:
                 submitting, job_id = False, str(details.get("job_id"))
             case Event.SUBMIT_FAILED:
                 submitting, ended, reason = False, RunState.NOT_SUBMITTED, details.get("reason")
-            case Event.STARTED:
-                started = True
             case Event.EPOCH:
                 epoch, epochs = int(details.get("epoch", epoch)), details.get("epochs", epochs)
             case Event.FINISHED:
@@ -92,7 +89,6 @@ def progress(entries: list[Entry]) -> Progress:
         submitting=submitting,
         ended=ended,
         reason=reason,
-        started=started,
         epoch=epoch,
         epochs=epochs,
         created=entries[0].time if entries else None,

@@ -16,8 +16,6 @@ class Node(Model):
     cores: Annotated[int, Field(ge=1)] | None = None
     memory: MemoryBytes | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
-    power_idle_watts: Annotated[float, Field(ge=0)] | None = None
-    power_busy_watts: Annotated[float, Field(ge=0)] | None = None
 
 
 class Queue(Model):
@@ -25,7 +23,6 @@ class Queue(Model):
 
     name: str
     max_walltime: Duration | None = None
-    max_nodes: Annotated[int, Field(ge=1)] | None = None
     node: Node = Node()
 
 
@@ -48,12 +45,10 @@ class Environment(Model):
 
 
 class Paths(Model):
-    """Where things lie. `~` and environment variables are expanded."""
+    """Where things lie; `~` and environment variables are expanded."""
 
     runs: str = "~/dlhpc-runs"
     """Folder of runs, on storage that login and compute nodes share; DLHPC_RUNS and --runs come before it."""
-    scratch: str | None = None
-    """Fast folder of each compute node's own."""
 
 
 class Site(Model):
