@@ -217,13 +217,29 @@ def test_a_signal_reaches_the_ranks_and_the_script_waits_for_them(tmp_path: Path
         """case "$2" in dlhpc.train)
             trap 'echo 75 > attempts/3.outcome; exit 75' USR2
             kill -s TERM "$PPID"
-            while :; do sleep 0.1; done;;
+            while kill -0 "$PPID"; do sleep 0.1; done;;
         esac
         [ "$1" != -c ] || echo 1000
         """,
     )
     assert code == 75
     assert run.stop_file(3).exists()
+
+
+def test_a_signal_reaches_the_ranks_even_if_the_stop_file_cannot_be_made(tmp_path: Path) -> None:
+    code, run = run_script(
+        tmp_path,
+        """case "$2" in dlhpc.train)
+            mkdir attempts/3.stop  # stands for a full disk
+            trap 'echo 75 > attempts/3.outcome; exit 75' USR2
+            kill -s TERM "$PPID"
+            while kill -0 "$PPID"; do sleep 0.1; done;;
+        esac
+        [ "$1" != -c ] || echo 1000
+        """,
+    )
+    assert code == 75
+    assert run.exit_file(3).read_text() == "75\n"
 
 
 # --- Submission is never lost or doubled ------------------------------------------------------------------------
