@@ -32,6 +32,15 @@ DATASETS = ".datasets"
 """Folder beside the runs that holds the packed datasets they share."""
 
 
+_PLACEMENT = {
+    # Left alone, Open MPI binds each of two ranks to one core, whatever OMP_NUM_THREADS says, and refuses more ranks
+    # than cores.
+    "openmpi": ["--bind-to", "none", "--map-by", "slot", "--oversubscribe"],
+    "mpich": ["-bind-to", "none"],
+}
+"""Options that leave the placing of threads to the system, by MPI implementation."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A plan with what it was made of."""
@@ -220,7 +229,9 @@ def _launcher(
             )
         # Open MPI refuses to run as root unless told twice; that is the rule inside containers.
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-        return "mpirun", [mpirun, "-np", str(ranks), *site.launcher.options], root
+        implementation = record.mpi.implementation if record is not None and record.mpi is not None else "openmpi"
+        options = site.launcher.options if site.launcher.options is not None else _PLACEMENT.get(implementation, [])
+        return "mpirun", [mpirun, "-np", str(ranks), *options], root
     horovodrun = str(prefix / "bin" / "horovodrun")
     return "gloo", [horovodrun, "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"], {}
 

@@ -31,8 +31,8 @@ class Launcher(Model):
 
     kind: Literal["auto", "mpirun", "gloo"] = "auto"
     """`auto`: mpirun where the environment's Horovod was built with MPI, else Horovod's Gloo launcher."""
-    options: list[str] = []
-    """Further options for the launcher, one list item each."""
+    options: list[str] | None = None
+    """Options for `mpirun`, one list item each; those that suit the environment's MPI if absent."""
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
     """Environment variables to set before the launcher."""
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlhpc.data.catalog import Catalog, Picture
+from dlhpc.envs.record import EnvironmentRecord, MpiRecord
 from dlhpc.errors import AttemptExit, CommandError, ErrorList, UserError
 from dlhpc.jobs import follow, submit
 from dlhpc.jobs.conclude import conclude, next_step
@@ -67,6 +68,17 @@ def test_batches_steps_and_rate_follow_from_ranks(tmp_path: Path) -> None:
     assert (made.steps_per_epoch, made.total_steps) == (4, 20)
     assert made.base_rate == pytest.approx(0.04)
     assert made.launch[:3] == ["mpirun", "-np", "4"]
+
+
+@pytest.mark.parametrize(("implementation", "option"), [("openmpi", "--bind-to"), ("mpich", "-bind-to")])
+def test_ranks_are_placed_in_the_words_of_the_environments_mpi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, implementation: str, option: str
+) -> None:
+    mpi = MpiRecord(implementation, "4", "/opt/mpi/bin/mpirun")
+    record = EnvironmentRecord("cpu", "", "3.11", "2", None, "0.28.1", mpi, True, "now")
+    monkeypatch.setattr("dlhpc.jobs.plan.read_record", lambda _: record)
+    made = plan(tmp_path, job={"ranks_per_node": 2})
+    assert made.launch[:4] == ["/opt/mpi/bin/mpirun", "-np", "2", option]
 
 
 def test_a_global_batch_larger_than_the_set_is_capped_and_said(tmp_path: Path) -> None:
