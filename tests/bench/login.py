@@ -17,6 +17,7 @@ from dlhpc.runs.directory import RunDirectory, create_run
 from dlhpc.runs.find import all_runs
 from dlhpc.runs.journal import Event, record
 from dlhpc.runs.plan import Plan
+from dlhpc.runs.state import RunState
 from dlhpc.sites.models import Launcher, Node, Queue, Site
 from dlhpc.spec.models import Spec
 from tests.bench.measure import Figure, best_of, figure
@@ -75,6 +76,7 @@ def status() -> Figure:
             ]
             time = datetime.now().astimezone().isoformat()
             hidden.journal.write_text("".join(json.dumps({"time": time, **line}) + "\n" for line in lines))
+            hidden.exit_file(1).write_text("0\n")
 
         for _ in range(1000):
             create_run(runs, "bench", fill)
@@ -84,6 +86,7 @@ def status() -> Figure:
                 for line in path.read_text().splitlines():
                     json.loads(line)
 
+        assert {one.state for one in statuses(all_runs(runs))} == {RunState.FINISHED}
         times = best_of({"ours": lambda: statuses(all_runs(runs)), "json.loads of every line": parse}, 3)
         return figure("status of 1,000 finished runs", times, "30 epochs each")
 
