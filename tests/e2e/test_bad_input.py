@@ -164,7 +164,7 @@ def test_a_full_disk_during_training_fails_kindly_and_resumes_when_there_is_spac
     now = world.until(run, "failed")
     assert "space" in now["reason"]
     assert "Traceback" not in world.log(run)
-    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=1g", str(small_disk)], check=True)
     world.dlhpc("resume", run.name, "--wait")
     assert world.state(run)["state"] == "finished"
 
