@@ -38,7 +38,8 @@ def wait_for(run: RunDirectory, *, quiet: bool = False) -> RunStatus:
     """Wait until the run is over; Ctrl-C stops the waiting, not the run."""
     try:
         if quiet:
-            *_, final = follow(run)
+            for final in follow(run):  # noqa: B007 - the last one counts, days of others are not kept
+                pass
         elif sys.stdout.isatty():
             final = _with_bar(run)
         else:
@@ -53,6 +54,23 @@ def wait_for(run: RunDirectory, *, quiet: bool = False) -> RunStatus:
     if not quiet:
         tell_end(run, final)
     return final
+
+
+def see_through(run: RunDirectory, *, wait: bool, as_json: bool) -> None:
+    """What every command does after it has put a run into the queue: wait if asked to, and answer as JSON if asked to.
+
+    Leaves with 1 if it waited and the run did not finish.
+    """
+    from dlhpc.cli.common import print_json
+    from dlhpc.jobs.follow import status
+
+    if not (wait or as_json):
+        return
+    final = wait_for(run, quiet=as_json) if wait else status(run)
+    if as_json:
+        print_json(final.as_json())
+    if wait and final.state is not RunState.FINISHED:
+        raise SystemExit(1)
 
 
 def tell_end(run: RunDirectory, final: RunStatus) -> None:

@@ -143,8 +143,10 @@ def _follow_log(run: RunDirectory, number: int, position: int, *, stay: bool) ->
     asked = 0.0
     over = False
     while True:
+        # Looked for before reading: an attempt has printed its last line when the next one begins.
+        next_has_begun = not stay and run.log(number + 1).exists()
         position = print_log(run.log(number), position)
-        if not stay and run.log(number + 1).exists():
+        if next_has_begun:
             number, position = number + 1, 0
             continue
         if over:
@@ -184,20 +186,11 @@ def resume(name: str, runs: str | None, site: str | None, wait: bool, as_json: b
     Example:
       dlhpc resume last --wait
     """
+    from dlhpc.cli.progress import see_through
     from dlhpc.jobs.follow import resume as resume_run
-    from dlhpc.jobs.follow import status as status_of
 
     run = the_run(name, runs, site)
     job_id = resume_run(run)
     if not as_json:
         click.echo(f"Resumed {run.name} as job {job_id}")
-    if wait:
-        from dlhpc.cli.progress import wait_for
-
-        final = wait_for(run, quiet=as_json)
-    else:
-        final = status_of(run)
-    if as_json:
-        print_json(final.as_json())
-    if wait and final.state is not RunState.FINISHED:
-        raise SystemExit(1)
+    see_through(run, wait=wait, as_json=as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dlhpc.cli.common import print_json, runs_option, set_option, the_folder
+from dlhpc.cli.common import runs_option, set_option, the_folder
 
 
 @click.command()
@@ -25,8 +25,8 @@ def submit(
       dlhpc submit photos.yaml --wait
       dlhpc submit photos.yaml --set training.epochs=60 --set job.ranks_per_node=2
     """
+    from dlhpc.cli.progress import see_through
     from dlhpc.errors import DlhpcError
-    from dlhpc.jobs.follow import status
     from dlhpc.jobs.plan import make_plan
     from dlhpc.jobs.submit import create, submit_attempt
 
@@ -43,16 +43,6 @@ def submit(
         raise
     if not as_json:
         click.echo(f"Submitted {run.name} as job {job_id}\n  {run.path}")
-    if not wait:
-        if as_json:
-            print_json(status(run).as_json())
-        else:
+        if not wait:
             click.echo(f"Follow it with:  dlhpc watch {run.name}")
-        return
-    from dlhpc.cli.progress import wait_for
-    from dlhpc.runs.state import RunState
-
-    final = wait_for(run, quiet=as_json)
-    if as_json:
-        print_json(final.as_json())
-    raise SystemExit(0 if final.state is RunState.FINISHED else 1)
+    see_through(run, wait=wait, as_json=as_json)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from dlhpc.cli.common import runs_option, the_run
-from dlhpc.runs.state import RunState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,13 +29,13 @@ def watch(name: str, runs: str | None, site: str | None, once: bool) -> None:
     Example:
       dlhpc watch last
     """
-    from dlhpc.cli.progress import follow, tell_end, wait_for
+    from dlhpc.cli.progress import follow, see_through, tell_end
     from dlhpc.jobs.follow import status
 
     run = the_run(name, runs, site)
     if not once and not sys.stdout.isatty():
-        final = wait_for(run)
-        raise SystemExit(0 if final.state is RunState.FINISHED else 1)
+        see_through(run, wait=True, as_json=False)
+        return
     from rich.console import Console
     from rich.live import Live
 

@@ -46,18 +46,17 @@ def statuses(runs: Sequence[RunDirectory]) -> list[RunStatus]:
     jobs: dict[int, JobView] = {}
     for index, run in enumerate(runs):
         try:
-            entries, damaged = read_journal(run)
-            if progress(entries).submitting and _foreign_owner(run) is None:
+            now, damaged = _read_progress(run)
+            if now.submitting and _foreign_owner(run) is None:
                 settle(run)
-                entries, damaged = read_journal(run)
-            known[index] = found = (progress(entries), damaged)
-            script_ended = run.exit_file(found[0].attempt).exists()
-            if not needs_scheduler(found[0], script_ended=script_ended):
+                now, damaged = _read_progress(run)
+            known[index] = (now, damaged)
+            if not needs_scheduler(now, script_ended=run.exit_file(now.attempt).exists()):
                 continue
             if (owner := _foreign_owner(run)) is not None:
                 jobs[index] = JobView("unknown", reason=f"its job is in the queue of {owner}, who can ask")
-            elif found[0].job_id is not None:
-                asked.setdefault(read_plan(run.plan).scheduler, {})[index] = found[0].job_id
+            elif now.job_id is not None:
+                asked.setdefault(read_plan(run.plan).scheduler, {})[index] = now.job_id
         except DlhpcError as error:
             unreadable[index] = error.what
     for scheduler, wanted in asked.items():
@@ -71,6 +70,12 @@ def statuses(runs: Sequence[RunDirectory]) -> list[RunStatus]:
 def status(run: RunDirectory) -> RunStatus:
     """Where one run stands."""
     return statuses([run])[0]
+
+
+def _read_progress(run: RunDirectory) -> tuple[Progress, int]:
+    """What the journal says now, and how many of its lines are damaged."""
+    entries, damaged = read_journal(run)
+    return progress(entries), damaged
 
 
 def _ask(scheduler: str, wanted: dict[int, str]) -> dict[int, JobView]:
@@ -103,8 +108,7 @@ def _view(answer: JobStatus | None) -> JobView:
 def _status(run: RunDirectory, known: Progress, damaged: int, job: JobView | None) -> RunStatus:
     if job is not None and job.state == "over":
         # The job may have written its last words between our reading and the scheduler's answer.
-        entries, damaged = read_journal(run)
-        newer = progress(entries)
+        newer, damaged = _read_progress(run)
         if newer.attempt != known.attempt:
             return status(run)
         known = newer
@@ -160,7 +164,7 @@ def cancel(run: RunDirectory) -> RunStatus:
         raise UserError(f"where {run.name} stands is unknown: {now.reason}", remedy="Try again in a moment.")
     with submission_lock(run):
         # Under the lock: an attempt that is just ending either sees this entry or has submitted its successor already.
-        known = progress(read_journal(run)[0])
+        known, _ = _read_progress(run)
         if known.ended is RunState.FINISHED:
             return status(run)
         if known.ended is not RunState.CANCELLED:
