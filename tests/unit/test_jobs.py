@@ -177,15 +177,20 @@ def test_a_rendered_script_shows_its_launcher(tmp_path: Path, launcher: str) -> 
     assert '"$python" -m dlhpc.train "$run"' in text
 
 
-def run_script(tmp_path: Path, python: str, name: str = "run") -> tuple[int, RunDirectory]:
-    """Run a rendered script under dash with a stand-in for the interpreter; gives its exit code."""
+def run_script(
+    tmp_path: Path, python: str, name: str = "run", change: tuple[str, str] = ("", "")
+) -> tuple[int, RunDirectory]:
+    """Run a rendered script under dash with a stand-in for the interpreter; gives its exit code.
+
+    ``change`` replaces one text of the script by another, as to stretch a moment in it.
+    """
     run = RunDirectory(tmp_path / name)
     run.attempts.mkdir(parents=True)
     stand_in = tmp_path / "python"
     stand_in.write_text("#!/bin/sh\n" + python)
     stand_in.chmod(0o755)
     made = dataclasses.replace(plan(tmp_path), python=str(stand_in), environment_prefix="/usr")
-    run.script.write_text(render(made, run))
+    run.script.write_text(render(made, run).replace(*change))
     done = subprocess.run(["dash", str(run.script), "3"], check=False, timeout=60, stdin=subprocess.DEVNULL)
     return done.returncode, run
 
@@ -236,6 +241,21 @@ def test_a_signal_reaches_the_ranks_and_the_script_waits_for_them(tmp_path: Path
     )
     assert code == 75
     assert run.stop_file(3).exists()
+
+
+def test_a_signal_reaches_ranks_that_have_only_just_been_started(tmp_path: Path) -> None:
+    code, _ = run_script(
+        tmp_path,
+        """case "$2" in dlhpc.train)
+            trap 'echo 75 > attempts/3.outcome; exit 75' USR2
+            kill -s TERM "$PPID"
+            while kill -0 "$PPID"; do sleep 0.1; done;;
+        esac
+        [ "$1" != -c ] || echo 1000
+        """,
+        change=("child=$!", "sleep 0.5; child=$!"),
+    )
+    assert code == 75
 
 
 def test_a_signal_reaches_the_ranks_even_if_the_stop_file_cannot_be_made(tmp_path: Path) -> None:
