@@ -33,7 +33,8 @@ def plan(spec: Path, runs: str | None, site: str | None, settings: tuple[str, ..
     """
     import dataclasses
 
-    from dlhpc.jobs.render import placeholder_run, render
+    from dlhpc.jobs.render import render
+    from dlhpc.runs.directory import placeholder_run
 
     planned = _make(spec, runs, site, settings)
     if as_json:
@@ -59,7 +60,7 @@ def plan(spec: Path, runs: str | None, site: str | None, settings: tuple[str, ..
 def _rows(planned: Planned) -> list[tuple[str, str]]:
     from rich.markup import escape
 
-    from dlhpc.jobs.render import placeholder_run
+    from dlhpc.runs.directory import placeholder_run
     from dlhpc.spec.base import format_duration
 
     plan, spec = planned.plan, planned.spec
@@ -127,8 +128,8 @@ def render(spec: Path, runs: str | None, site: str | None, settings: tuple[str, 
     Example:
       dlhpc render photos.yaml --site local
     """
-    from dlhpc.jobs.render import placeholder_run
     from dlhpc.jobs.render import render as render_script
+    from dlhpc.runs.directory import placeholder_run
 
     planned = _make(spec, runs, site, settings)
     click.echo(render_script(planned.plan, placeholder_run(the_folder(runs, site), planned.spec.name)), nl=False)

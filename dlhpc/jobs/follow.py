@@ -1,21 +1,24 @@
-"""Following runs: where they stand (one question to each scheduler), resuming and cancelling them."""
+"""Following runs: where they stand (one question to each scheduler), resuming, cancelling, holding them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import storage_errors
-from dlhpc.jobs.submit import settle, submission_lock, submit_attempt
+from dlhpc.jobs.conclude import next_step, record_failure
+from dlhpc.jobs.submit import queue_ahead, settle, submission_lock, submit_attempt
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
-from dlhpc.runs.plan import read_plan
+from dlhpc.runs.plan import Plan, read_plan
 from dlhpc.runs.state import JobView, Progress, RunState, needs_scheduler, progress, state_of
-from dlhpc.schedulers.base import JobState, JobStatus, get_scheduler, is_private
+from dlhpc.schedulers.base import JobState, JobStatus, Scheduler, get_scheduler, is_private
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class RunStatus:
     reason: str | None
     created: float | None
     changed: float | None
+    unknown_since: float | None = None
+    """If the state is unknown: when the run was last heard of."""
+    tail: tuple[str, ...] = ()
+    """Of a failed run: the last lines of its log."""
     damaged: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -42,27 +49,33 @@ def statuses(runs: Sequence[RunDirectory]) -> list[RunStatus]:
     """Where these runs stand. A run that cannot be read is ``unknown``, the others are not affected."""
     known: dict[int, tuple[Progress, int]] = {}
     unreadable: dict[int, str] = {}
-    asked: dict[str, dict[int, str]] = {}
-    jobs: dict[int, JobView] = {}
+    asked: dict[tuple[str, str | None], dict[int, tuple[str, ...]]] = {}
+    views: dict[int, dict[str, JobView]] = {}
     for index, run in enumerate(runs):
         try:
             now, damaged = _read_progress(run)
-            if now.submitting and _foreign_owner(run) is None:
+            if now.open_submission is not None and _foreign_owner(run) is None:
                 settle(run)
                 now, damaged = _read_progress(run)
             known[index] = (now, damaged)
-            if not needs_scheduler(now, script_ended=run.exit_file(now.attempt).exists()):
+            finished = now.ended is RunState.FINISHED
+            if not needs_scheduler(now, script_ended=finished and run.exit_file(now.begun).exists()):
                 continue
-            if (owner := _foreign_owner(run)) is not None:
-                jobs[index] = JobView("unknown", reason=f"its job is in the queue of {owner}, who can ask")
-            elif now.job_id is not None:
-                asked.setdefault(read_plan(run.plan).scheduler, {})[index] = now.job_id
+            plan = read_plan(run.plan)
+            if is_private(plan.scheduler) and (owner := _foreign_owner(run)) is not None:
+                view = JobView("unknown", reason=f"its job is in the queue of {owner}, who can ask")
+                views[index] = dict.fromkeys(now.jobs, view)
+            else:
+                asked.setdefault((plan.scheduler, plan.dialect), {})[index] = now.jobs
         except DlhpcError as error:
             unreadable[index] = error.what
-    for scheduler, wanted in asked.items():
-        jobs.update(_ask(scheduler, wanted))
+    for (name, dialect), wanted in asked.items():
+        answers = _ask(name, dialect, [job for jobs in wanted.values() for job in jobs])
+        views.update((index, {job: answers[job] for job in jobs}) for index, jobs in wanted.items())
     return [
-        _unreadable(run, unreadable[index]) if index in unreadable else _status(run, *known[index], jobs.get(index))
+        _unreadable(run, unreadable[index])
+        if index in unreadable
+        else _status(run, *known[index], views.get(index, {}))
         for index, run in enumerate(runs)
     ]
 
@@ -78,19 +91,20 @@ def _read_progress(run: RunDirectory) -> tuple[Progress, int]:
     return progress(entries), damaged
 
 
-def _ask(scheduler: str, wanted: dict[int, str]) -> dict[int, JobView]:
+def _ask(name: str, dialect: str | None, jobs: Sequence[str]) -> dict[str, JobView]:
+    """What the scheduler says of these jobs; nothing is certain of any if it does not answer."""
     try:
-        answers = get_scheduler(scheduler).query(list(wanted.values()))
+        answers = get_scheduler(name, dialect).query(jobs)
     except (CommandError, StorageError, UserError) as error:
-        return {index: JobView("unknown", reason=error.what) for index in wanted}
-    return {index: _view(answers.get(job_id)) for index, job_id in wanted.items()}
+        return dict.fromkeys(jobs, JobView("unknown", reason=error.what))
+    return {job: _view(answers.get(job)) for job in jobs}
 
 
 def _foreign_owner(run: RunDirectory) -> str | None:
-    """Who submitted this run, if that is somebody else and the scheduler answers only them."""
+    """Who submitted this run, if that is somebody else."""
     with storage_errors(run.journal, "read"):
         uid = run.journal.stat().st_uid
-    if uid == os.geteuid() or not is_private(read_plan(run.plan).scheduler):
+    if uid == os.geteuid():
         return None
     try:
         return pwd.getpwuid(uid).pw_name
@@ -105,16 +119,18 @@ def _view(answer: JobStatus | None) -> JobView:
     return JobView(state, answer.exit_code, answer.reason)
 
 
-def _status(run: RunDirectory, known: Progress, damaged: int, job: JobView | None) -> RunStatus:
-    if job is not None and job.state == "over":
+def _status(run: RunDirectory, known: Progress, damaged: int, views: dict[str, JobView]) -> RunStatus:
+    if any(view.state == "over" for view in views.values()):
         # The job may have written its last words between our reading and the scheduler's answer.
         newer, damaged = _read_progress(run)
-        if newer.attempt != known.attempt:
+        if newer.jobs != known.jobs and not set(newer.jobs) <= set(views):
             return status(run)
         known = newer
-    if known.submitting and job is None:
-        job = JobView("unknown", reason="whether the submission arrived is not known yet")
-    state, reason = state_of(known, job)
+    state, reason = state_of(known, views)
+    unknown_since = None
+    if state is RunState.UNKNOWN:
+        unknown_since = known.changed
+        reason = f"since {_clock(known.changed)}: {reason}"
     return RunStatus(
         run=run.name,
         path=str(run.path),
@@ -126,12 +142,75 @@ def _status(run: RunDirectory, known: Progress, damaged: int, job: JobView | Non
         reason=reason,
         created=known.created,
         changed=known.changed,
+        unknown_since=unknown_since,
+        tail=known.tail if state is RunState.FAILED else (),
         damaged=damaged,
     )
 
 
+def _clock(then: float | None) -> str:
+    """A time of day, with the date if it is not today's."""
+    if then is None:
+        return "its beginning"
+    same_day = time.localtime(then)[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M:%S", time.localtime(then))
+
+
 def _unreadable(run: RunDirectory, reason: str) -> RunStatus:
     return RunStatus(run.name, str(run.path), RunState.UNKNOWN, None, 0, 0, None, reason, None, None)
+
+
+def look_after(run: RunDirectory, now: RunStatus) -> bool:
+    """Do for a run what its jobs could not do: go on after one that was killed, keep attempts queued ahead.
+
+    True if something was submitted. A run of somebody else is left alone. Raises what submitting raises.
+    """
+    if now.state.is_over and now.state is not RunState.FAILED:
+        return False
+    plan = read_plan(run.plan)
+    if _foreign_owner(run) is not None:
+        return False
+    entries, _ = read_journal(run)
+    known = progress(entries)
+    if not now.state.is_over:
+        if plan.attempts_ahead and known.current is not None and len(known.waiting) < plan.attempts_ahead:
+            with submission_lock(run):
+                queue_ahead(run, plan)
+            return len(progress(read_journal(run)[0]).waiting) > len(known.waiting)
+        return False
+    if known.final or not known.begun:
+        return False
+    status_left = _exit_status(run, known.begun)
+    lost = f"attempt {known.begun} was cut off (its node failed, or it was killed)"
+    go_on, reason = next_step(plan, entries, known.begun, status_left, lost)
+    if reason is not None and known.reason != reason:
+        record_failure(run, known.begun, status_left, reason, retried=go_on)
+    if go_on:
+        _bury(run, plan, known)
+        submit_attempt(run, known.begun + 1, unless_cancelled=True)
+    return go_on
+
+
+def _exit_status(run: RunDirectory, attempt: int) -> int | None:
+    """What the attempt's script left; None if it was killed before it could."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(run.exit_file(attempt).read_text())
+    return None
+
+
+def _bury(run: RunDirectory, plan: Plan, known: Progress) -> None:
+    """Make sure that no job of the run is left, and put that on record, before another is submitted."""
+    if not known.jobs:
+        return
+    scheduler = get_scheduler(plan.scheduler, plan.dialect)
+    answers = scheduler.query(known.jobs)
+    running = [job for job, answer in answers.items() if answer.state in (JobState.RUNNING, JobState.UNKNOWN)]
+    if running:
+        raise UserError(f"job {', '.join(running)} of {run.name} has not ended yet", remedy="Try again in a moment.")
+    waiting = [job for job, answer in answers.items() if answer.state in (JobState.QUEUED, JobState.HELD)]
+    if waiting:
+        scheduler.cancel(waiting)
+    record(run, Event.JOB_OVER, job_ids=list(known.jobs))
 
 
 def resume(run: RunDirectory) -> str:
@@ -146,20 +225,20 @@ def resume(run: RunDirectory) -> str:
             f"{run.name} is {now.state.value}{f' ({now.reason})' if now.reason else ''}",
             remedy="Only a run that is over can be resumed; see `dlhpc watch` or `dlhpc cancel`.",
         )
-    never_arrived = now.state is RunState.NOT_SUBMITTED and now.attempt > 0
-    job_id = submit_attempt(run, now.attempt if never_arrived else now.attempt + 1)
+    known, _ = _read_progress(run)
+    _bury(run, read_plan(run.plan), known)
+    job_id = submit_attempt(run, known.begun + 1)
     assert job_id is not None
     return job_id
 
 
 def cancel(run: RunDirectory) -> RunStatus:
-    """Cancel the run: no further attempt is submitted, and the present one ends with all its processes."""
+    """Cancel the run: no further attempt is submitted, and its jobs end with all their processes."""
     now = status(run)
     # A cancelled run is cancelled again: the scheduler may not have answered the first time, and the job still run.
     if now.state.is_over and not (now.state is RunState.CANCELLED and now.job_id is not None):
         return now
-    if (owner := _foreign_owner(run)) is not None:
-        raise UserError(f"{run.name} belongs to {owner}", remedy="Only they can cancel it.")
+    _refuse_foreign(run, "cancel")
     if now.state is RunState.UNKNOWN and now.job_id is None:
         raise UserError(f"where {run.name} stands is unknown: {now.reason}", remedy="Try again in a moment.")
     with submission_lock(run):
@@ -169,6 +248,42 @@ def cancel(run: RunDirectory) -> RunStatus:
             return status(run)
         if known.ended is not RunState.CANCELLED:
             record(run, Event.CANCELLED, attempt=known.attempt)
-    if known.job_id is not None:
-        get_scheduler(read_plan(run.plan).scheduler).cancel(known.job_id)
+    # The last first: were the first ended before the others, the next one would start.
+    if known.jobs:
+        _scheduler_of(run).cancel(tuple(reversed(known.jobs)))
     return status(run)
+
+
+def hold(runs: Iterable[RunDirectory]) -> None:
+    """Keep the waiting jobs of these runs from starting."""
+    for run in runs:
+        _scheduler_of(run).hold(_waiting_jobs(run, "hold"))
+
+
+def release(runs: Iterable[RunDirectory]) -> None:
+    """Let the held jobs of these runs start."""
+    for run in runs:
+        _scheduler_of(run).release(_waiting_jobs(run, "release"))
+
+
+def _waiting_jobs(run: RunDirectory, what: str) -> tuple[str, ...]:
+    _refuse_foreign(run, what)
+    settle(run)
+    waiting = _read_progress(run)[0].waiting
+    if not waiting:
+        now = status(run)
+        raise UserError(f"{run.name} is {now.state.value}: it has no job that waits", remedy="Nothing was done.")
+    plan = read_plan(run.plan)
+    if not get_scheduler(plan.scheduler, plan.dialect).abilities.hold:
+        raise UserError(f"the scheduler `{plan.scheduler}` cannot hold a job", remedy="Cancel it and submit it later.")
+    return waiting
+
+
+def _refuse_foreign(run: RunDirectory, what: str) -> None:
+    if (owner := _foreign_owner(run)) is not None:
+        raise UserError(f"{run.name} belongs to {owner}", remedy=f"Only they can {what} it.")
+
+
+def _scheduler_of(run: RunDirectory) -> Scheduler:
+    plan = read_plan(run.plan)
+    return get_scheduler(plan.scheduler, plan.dialect)

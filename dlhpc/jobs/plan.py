@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import secrets
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +17,15 @@ from dlhpc import __version__
 from dlhpc.data.catalog import Catalog, make_catalog
 from dlhpc.envs.record import EnvironmentRecord, read_record
 from dlhpc.errors import ErrorList, UserError
+from dlhpc.jobs.header import header_of
+from dlhpc.jobs.launch import decide_launch
+from dlhpc.runs.directory import placeholder_run
+from dlhpc.runs.find import find_run
 from dlhpc.runs.plan import DatasetSummary, Plan
+from dlhpc.schedulers.base import get_scheduler
 from dlhpc.schedulers.local_queue import offered_cores, offered_gpus
-from dlhpc.sites.load import load_site
-from dlhpc.sites.models import Queue, Site
+from dlhpc.sites.load import find_site, load_site
+from dlhpc.sites.models import Node, Queue, Site
 from dlhpc.spec.base import format_duration
 from dlhpc.spec.load import Document, load_spec
 from dlhpc.spec.models import Spec
@@ -31,14 +36,8 @@ if TYPE_CHECKING:
 DATASETS = ".datasets"
 """Folder beside the runs that holds the packed datasets they share."""
 
-
-_PLACEMENT = {
-    # Left alone, Open MPI binds each of two ranks to one core, whatever OMP_NUM_THREADS says, and refuses more ranks
-    # than cores.
-    "openmpi": ["--bind-to", "none", "--map-by", "slot", "--oversubscribe"],
-    "mpich": ["-bind-to", "none"],
-}
-"""Options that leave the placing of threads to the system, by MPI implementation."""
+DEFAULT_WALLTIME_S = 3600.0
+"""Asked for where neither the user nor experience says more."""
 
 
 @dataclass(frozen=True)
@@ -58,69 +57,57 @@ def make_plan(spec_file: Path, *, runs: Path, site: str | None = None, settings:
     spec = _with_absolute_paths(spec, document, spec_file.absolute().parent)
     profile = load_site(site)
     catalog = make_catalog(spec.data, spec_file.absolute().parent)
-    return Planned(decide(spec, profile, catalog, runs), spec, catalog, document)
+    plan = decide(spec, profile, catalog, runs, template=own_template(find_site(site)))
+    return Planned(plan, spec, catalog, document)
 
 
-def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path) -> Plan:
-    """The plan for a spec, a site and the user's files."""
+def own_template(profile: Path) -> str | None:
+    """The job template of the site's own: `NAME.sh.j2` beside its profile `NAME.yaml`."""
+    template = profile.absolute().with_suffix(".sh.j2")
+    return str(template) if template.exists() else None
+
+
+def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path, *, template: str | None = None) -> Plan:
+    """The plan for a spec, a site and the user's files; ``template`` is the site's own, if it has one."""
     job = spec.job
     queue = _queue(spec, site)
-    faults: list[UserError] = []
-    if job.nodes > 1 and site.scheduler == "local":
-        faults.append(
-            UserError(
-                f"job.nodes is {job.nodes}, but the site `{site.name}` is one machine",
-                remedy="Set job.nodes to 1, or choose another site.",
-            )
-        )
-    node_cores = queue.node.cores or offered_cores()
-    node_gpus = queue.node.gpus if queue.node.gpus is not None else offered_gpus()
+    node = site.node_of(queue)
+    node_cores = node.cores or offered_cores()
+    node_gpus = node.gpus if node.gpus is not None else offered_gpus() if site.scheduler == "local" else 0
     cores_per_rank = job.cores_per_rank or max(1, node_cores // job.ranks_per_node)
     gpus_per_rank = job.gpus_per_rank if job.gpus_per_rank is not None else int(node_gpus >= job.ranks_per_node)
-    for thing, wanted, there in (
-        ("cores", cores_per_rank * job.ranks_per_node, node_cores),
-        ("GPUs", gpus_per_rank * job.ranks_per_node, node_gpus),
-    ):
-        if wanted > there:
-            faults.append(
-                UserError(
-                    f"the job asks for {wanted} {thing} on a node, {job.ranks_per_node} ranks together, "
-                    f"but a node of queue `{queue.name}` has {there}",
-                    remedy=f"Lower job.ranks_per_node or job.{thing.lower()}_per_rank.",
-                )
-            )
-    memory = job.memory
-    if memory is not None and queue.node.memory is not None and memory > queue.node.memory:
-        faults.append(
-            UserError(
-                f"job.memory is {memory / 1e9:.1f} GB, but a node of queue `{queue.name}` has "
-                f"{queue.node.memory / 1e9:.1f} GB",
-                remedy="Lower job.memory.",
-            )
-        )
-    limit = queue.max_walltime
-    if limit is not None and job.walltime > limit:
-        faults.append(
-            UserError(
-                f"job.walltime is {format_duration(job.walltime)}, but queue `{queue.name}` allows "
-                f"{format_duration(limit)}",
-                remedy="Lower it: a longer training goes on in the next attempt by itself.",
-            )
-        )
+    account = job.account or site.accounts.default
+    walltime = _walltime(spec, queue)
+    faults = [
+        *_too_large(spec, queue, cores_per_rank * job.ranks_per_node, node_cores, "cores"),
+        *_too_large(spec, queue, gpus_per_rank * job.ranks_per_node, node_gpus, "GPUs"),
+        *_limits(spec, site, queue, node),
+        *_account_faults(account, site),
+    ]
     if faults:
         raise ErrorList(faults)
 
-    warnings = list(catalog.notes)
+    warnings = [*catalog.notes, *_left_out(spec, site)]
     ranks = job.nodes * job.ranks_per_node
     environment, prefix, python, record = _environment(spec, site)
-    launcher, launch, exports = _launcher(site, ranks, prefix, record, warnings)
     if site.scheduler == "local" and not os.access(python, os.X_OK):  # compute nodes may see what this one does not
         raise UserError(
             f"the environment `{environment}` of the site `{site.name}` is not there: {python} cannot be run",
             remedy=f"Build it with `dlhpc env build RECIPE --prefix {prefix}`, or correct its prefix in the profile.",
         )
     of_environment = record.environment if record is not None else {}
-    exports = {**_base_exports(cores_per_rank), **of_environment, **exports, **site.launcher.environment}
+    exports = {**_base_exports(cores_per_rank), **of_environment, **site.launcher.environment}
+    launch = decide_launch(
+        site,
+        nodes=job.nodes,
+        ranks_per_node=job.ranks_per_node,
+        cores_per_rank=cores_per_rank,
+        prefix=prefix,
+        record=record,
+        exports=exports,
+        warnings=warnings,
+    )
+    exports = {**exports, **launch.environment, **site.launcher.environment}
 
     summary = DatasetSummary(
         key=(key := catalog.key(spec.data)),
@@ -147,28 +134,30 @@ def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path) -> Plan:
     steps_per_epoch = math.ceil(summary.train / global_batch)
     growth = max(1.0, global_batch / portion)
     factor = {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[spec.learning_rate.scale]
-    walltime = round(job.walltime.total_seconds())
-    return Plan(
+    local = site.scheduler == "local"
+    plan = Plan(
         run_id=secrets.token_hex(8),
         dlhpc_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         site=site.name,
         scheduler=site.scheduler,
+        dialect=(site.dialect or "select") if site.scheduler == "pbs" else None,
         queue=queue.name,
         nodes=job.nodes,
         ranks=ranks,
         ranks_per_node=job.ranks_per_node,
         cores_per_rank=cores_per_rank,
         gpus_per_rank=gpus_per_rank,
-        memory_bytes=memory,
+        memory_bytes=job.memory,
         walltime_seconds=walltime,
         # Ten per cent of a short attempt, two minutes of a long one.
         save_margin_seconds=min(120, max(1, walltime // 10)),
         kill_grace_seconds=round(site.kill_grace.total_seconds()),
         crash_retries=job.crash_retries,
         max_attempts=job.max_attempts,
-        launcher=launcher,
-        launch=launch,
+        launcher=launch.kind,
+        launch=launch.argv,
+        hostfile_option=launch.hostfile_option,
         python=python,
         environment=environment,
         environment_prefix=str(prefix),
@@ -179,8 +168,129 @@ def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path) -> Plan:
         base_rate=spec.learning_rate.base * factor,
         dataset=summary,
         spec=spec.model_dump(mode="json"),
+        account=None if local else account,
+        mail=None if local else job.mail,
+        mail_on=[] if local or job.mail is None else list(job.mail_on),
+        exclusive=job.exclusive and not local,
+        reservation=None if local else job.reservation,
+        qos=None if local else job.qos,
+        hold=job.hold,
+        after=[str(find_run(named, runs).path) for named in job.after],
+        directives=[] if local else [*site.directives, *job.directives],
+        gpu_resource=site.gpu.resource,
+        gpu_feature=site.gpu.feature,
+        network=site.network,
+        modules=list(site.environments[environment].modules),
+        module_init=site.paths.module_init,
+        scratch=site.paths.scratch,
+        attempts_ahead=0 if site.compute_may_submit else job.attempts_ahead,
+        template=template,
+        node_watts=node.power.busy if node.power is not None else None,
         warnings=warnings,
     )
+    _check_with_scheduler(plan, runs, spec.name)
+    return plan
+
+
+def _check_with_scheduler(plan: Plan, runs: Path, name: str) -> None:
+    """Let the batch system's adapter say now what it cannot say to its system, before anything is written."""
+    scheduler = get_scheduler(plan.scheduler, plan.dialect)
+    can = scheduler.abilities
+    if plan.hold and not can.hold:
+        raise UserError(f"the scheduler `{plan.scheduler}` cannot hold a job", remedy="Remove job.hold.")
+    if plan.after and not can.dependencies:
+        why = "knows dependencies only between the steps of one job" if can.steps else "knows no dependencies"
+        raise UserError(
+            f"`{plan.scheduler}` {why}, so that job.after cannot be kept",
+            remedy="Remove job.after, and submit this run when the other has finished.",
+        )
+    if plan.attempts_ahead and not (can.dependencies or can.steps):
+        raise UserError(
+            f"the site `{plan.site}` lets no job submit another one, and `{plan.scheduler}` knows no dependencies",
+            remedy="Set compute_may_submit to true in the profile.",
+        )
+    scheduler.directives(header_of(plan, placeholder_run(runs, name)))
+
+
+def _walltime(spec: Spec, queue: Queue) -> int:
+    """Seconds of one attempt."""
+    if spec.job.walltime is not None:
+        return round(spec.job.walltime.total_seconds())
+    limit = queue.max_walltime.total_seconds() if queue.max_walltime is not None else DEFAULT_WALLTIME_S
+    return round(min(DEFAULT_WALLTIME_S, limit))
+
+
+def _too_large(spec: Spec, queue: Queue, wanted: int, there: int, thing: str) -> Iterator[UserError]:
+    """More of one thing than a node has."""
+    if wanted > there:
+        yield UserError(
+            f"the job asks for {wanted} {thing} on a node, {spec.job.ranks_per_node} ranks together, "
+            f"but a node of queue `{queue.name}` has {there}",
+            remedy=f"Lower job.ranks_per_node or job.{thing.lower()}_per_rank.",
+        )
+
+
+def _limits(spec: Spec, site: Site, queue: Queue, node: Node) -> Iterator[UserError]:
+    """What the queue and its nodes do not allow."""
+    job = spec.job
+    if site.scheduler == "local" and job.nodes > 1:
+        yield UserError(
+            f"job.nodes is {job.nodes}, but the site `{site.name}` is one machine",
+            remedy="Set job.nodes to 1, or choose another site.",
+        )
+    if job.memory is not None and node.memory is not None and job.memory > node.memory:
+        yield UserError(
+            f"job.memory is {job.memory / 1e9:.1f} GB, but a node of queue `{queue.name}` has "
+            f"{node.memory / 1e9:.1f} GB",
+            remedy="Lower job.memory.",
+        )
+    limit = queue.max_walltime
+    if limit is not None and job.walltime is not None and job.walltime > limit:
+        yield UserError(
+            f"job.walltime is {format_duration(job.walltime)}, but queue `{queue.name}` allows "
+            f"{format_duration(limit)}",
+            remedy="Lower it: a longer training goes on in the next attempt by itself.",
+        )
+    if queue.max_nodes is not None and job.nodes > queue.max_nodes:
+        yield UserError(
+            f"job.nodes is {job.nodes}, but queue `{queue.name}` gives at most {queue.max_nodes}",
+            remedy="Lower job.nodes, or choose another queue.",
+        )
+    if job.nodes < queue.min_nodes:
+        yield UserError(
+            f"job.nodes is {job.nodes}, but queue `{queue.name}` is for {queue.min_nodes} nodes or more",
+            remedy="Raise job.nodes, or choose another queue.",
+        )
+    if node.on is not None and job.nodes > node.on:
+        off = f" ({node.off} of {node.count} are switched off)" if node.off else ""
+        yield UserError(
+            f"job.nodes is {job.nodes}, but only {node.on} nodes of this kind run{off}", remedy="Lower job.nodes."
+        )
+
+
+def _account_faults(account: str | None, site: Site) -> Iterator[UserError]:
+    """The centre's rules for accounts."""
+    rules = site.accounts
+    if account is None and rules.required:
+        yield UserError(f"the site `{site.name}` charges every job to a project", remedy="Set job.account to yours.")
+    if account is not None and rules.pattern is not None and not re.fullmatch(rules.pattern, account):
+        yield UserError(
+            f"job.account is `{account}`, but accounts of the site `{site.name}` look like `{rules.pattern}`",
+            remedy="Correct job.account.",
+        )
+
+
+def _left_out(spec: Spec, site: Site) -> list[str]:
+    """What means nothing to the local scheduler; the same spec may go to a cluster as it is."""
+    if site.scheduler != "local":
+        return []
+    job = spec.job
+    given = [
+        name
+        for name in ("account", "mail", "exclusive", "reservation", "qos", "directives")
+        if getattr(job, name) not in (None, False, ())
+    ]
+    return [f"job.{name} means nothing to the local scheduler and is left out" for name in given]
 
 
 def _queue(spec: Spec, site: Site) -> Queue:
@@ -204,36 +314,6 @@ def _environment(spec: Spec, site: Site) -> tuple[str, Path, str, EnvironmentRec
     prefix = Path(sys.prefix) if given is None else Path(os.path.expandvars(given)).expanduser().absolute()
     python = sys.executable if given is None else str(prefix / "bin" / "python")
     return name, prefix, python, read_record(prefix)
-
-
-def _launcher(
-    site: Site, ranks: int, prefix: Path, record: EnvironmentRecord | None, warnings: list[str]
-) -> tuple[str, list[str], dict[str, str]]:
-    """Launcher's name, its argv before the python command, and what it wants in the environment."""
-    if ranks == 1:
-        return "none", [], {}
-    kind = site.launcher.kind
-    # The launcher must be of the MPI that Horovod was compiled with; without a record PATH is all there is to go by.
-    mpirun = record.mpi.mpirun if record is not None and record.mpi is not None else "mpirun"
-    found = shutil.which(mpirun) is not None
-    if kind == "auto":
-        built_with_mpi = record is None or record.mpi is not None
-        if built_with_mpi and not found and record is not None:
-            warnings.append(f"the environment has MPI, but `{mpirun}` is not there; Horovod's Gloo starts the ranks")
-        kind = "mpirun" if built_with_mpi and found else "gloo"
-    if kind == "mpirun":
-        if not found:
-            raise UserError(
-                f"the site `{site.name}` starts ranks with `{mpirun}`, which was not found",
-                remedy="Install an MPI, or set `launcher: {kind: auto}` in the profile to go on with Gloo.",
-            )
-        # Open MPI refuses to run as root unless told twice; that is the rule inside containers.
-        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-        implementation = record.mpi.implementation if record is not None and record.mpi is not None else "openmpi"
-        options = site.launcher.options if site.launcher.options is not None else _PLACEMENT.get(implementation, [])
-        return "mpirun", [mpirun, "-np", str(ranks), *options], root
-    horovodrun = str(prefix / "bin" / "horovodrun")
-    return "gloo", [horovodrun, "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"], {}
 
 
 def _base_exports(cores_per_rank: int) -> dict[str, str]:

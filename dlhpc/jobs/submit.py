@@ -1,7 +1,7 @@
 """Crash-safe submission: the intention is on disk before the scheduler is called, the answer right after.
 
 A process may die between any two lines here. What it leaves is then either a run that was not submitted, or a job
-that is found again by its tag; never two jobs for one attempt.
+that is found again by its tag; never two jobs for one submission.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import current_umask, replace_text, storage_errors
+from dlhpc.jobs.header import request_of, tag_of
+from dlhpc.jobs.prerequisites import look_at
 from dlhpc.process import CommandTimeout
 from dlhpc.runs.directory import RunDirectory, create_run
 from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
-from dlhpc.runs.state import RunState, progress
-from dlhpc.schedulers.base import JobRequest, get_scheduler
+from dlhpc.runs.state import Progress, RunState, progress
+from dlhpc.schedulers.base import Dependency, get_scheduler
 
 if TYPE_CHECKING:
     from dlhpc.jobs.plan import Planned
@@ -42,11 +44,6 @@ def create(planned: Planned, runs: Path) -> RunDirectory:
     return create_run(runs, planned.spec.name, fill)
 
 
-def tag_of(plan: Plan, attempt: int) -> str:
-    """What the scheduler carries for this attempt."""
-    return f"dlhpc-{plan.run_id}-{attempt}"
-
-
 @contextlib.contextmanager
 def submission_lock(run: RunDirectory) -> Iterator[None]:
     """One submission of a run at a time, among all processes and nodes that share the storage."""
@@ -63,46 +60,71 @@ def submission_lock(run: RunDirectory) -> Iterator[None]:
 def submit_attempt(run: RunDirectory, attempt: int, *, unless_cancelled: bool = False) -> str | None:
     """Submit attempt number ``attempt`` (from 1) and give the job's id.
 
-    With ``unless_cancelled`` (a job that goes on by itself) nothing is done, and None given, if the user has
-    cancelled the run meanwhile.
+    Where a job may not submit the next attempt, those are queued ahead with it. With ``unless_cancelled`` (a job that
+    goes on by itself) nothing is done, and None given, if the user has cancelled the run meanwhile.
 
     Raises :class:`UserError` if it is on record already (somebody was quicker), and what the scheduler raises; a
     refused submission is on record as such, one whose answer was lost stays open until it is looked for.
     """
     plan = read_plan(run.plan)
-    scheduler = get_scheduler(plan.scheduler)
     with submission_lock(run):
         known = progress(read_journal(run)[0])
         if unless_cancelled and known.ended is RunState.CANCELLED:
             return None
-        again = known.attempt == attempt and known.job_id is None and not known.submitting
-        if attempt != known.attempt + 1 and not again:
+        if attempt != known.begun + len(known.waiting) + 1 or known.open_submission is not None:
             raise UserError(
                 f"attempt {attempt} of {run.name} is submitted already", remedy="See `dlhpc status`; nothing was done."
             )
-        record(run, Event.SUBMITTING, attempt=attempt)
+        waiting = look_at(plan)
+        if waiting.failed is not None:
+            raise UserError(waiting.failed, remedy="Let that run finish first, or remove job.after from the spec.")
+        ids = _submit(run, plan, known, after=waiting.waits_for)
+        queue_ahead(run, plan)
+    return ids[0]
+
+
+def queue_ahead(run: RunDirectory, plan: Plan) -> None:
+    """Where a job may not submit the next attempt: keep as many waiting as the plan says. Under the submission lock.
+
+    Each starts only if the one before ended with another code than 0. What goes wrong here loses nothing: it is on
+    record, and whoever looks at the run tries again.
+    """
+    if not plan.attempts_ahead or get_scheduler(plan.scheduler, plan.dialect).abilities.steps:
+        return  # steps are queued in one submission with the first
+    while True:
+        known = progress(read_journal(run)[0])
+        room = plan.max_attempts - known.begun - len(known.waiting)
+        if known.final or not known.jobs or len(known.waiting) >= plan.attempts_ahead or room <= 0:
+            return
         try:
-            job_id = scheduler.submit(
-                JobRequest(
-                    tag=tag_of(plan, attempt),
-                    name=run.name,
-                    script=run.script,
-                    log=run.log(attempt),
-                    arguments=(str(attempt),),
-                    cores=plan.ranks_per_node * plan.cores_per_rank,
-                    gpus=plan.ranks_per_node * plan.gpus_per_rank,
-                    walltime_seconds=plan.walltime_seconds,
-                    kill_grace_seconds=plan.kill_grace_seconds,
-                )
-            )
-        except CommandTimeout:
-            raise  # it may have arrived: `settle` looks for it
-        except DlhpcError as error:
-            reason = f"{error.what}{f' ({error.where})' if error.where else ''}; submit it with `dlhpc resume`"
-            record(run, Event.SUBMIT_FAILED, attempt=attempt, reason=reason)
-            raise
-        record(run, Event.SUBMITTED, attempt=attempt, job_id=job_id)
-    return job_id
+            _submit(run, plan, known, after=(Dependency(known.jobs[-1], "afternotok"),), ahead=True)
+        except DlhpcError:
+            return
+
+
+def _submit(
+    run: RunDirectory, plan: Plan, known: Progress, *, after: tuple[Dependency, ...] = (), ahead: bool = False
+) -> list[str]:
+    """One submission with its records."""
+    scheduler = get_scheduler(plan.scheduler, plan.dialect)
+    number = known.submissions + 1
+    attempt = known.begun + len(known.waiting) + 1
+    steps = 1
+    if plan.attempts_ahead and scheduler.abilities.steps:
+        steps = max(1, min(plan.attempts_ahead + 1, plan.max_attempts - known.begun))
+    request = request_of(plan, run, number, after=after, steps=steps)
+    about = {"submission": number, "attempt": attempt, **({"ahead": True} if ahead else {})}
+    record(run, Event.SUBMITTING, **about)
+    try:
+        ids = scheduler.submit(request)
+    except CommandTimeout:
+        raise  # it may have arrived: `settle` looks for it
+    except DlhpcError as error:
+        reason = f"{error.what}{f' ({error.where})' if error.where else ''}; submit it with `dlhpc resume`"
+        record(run, Event.SUBMIT_FAILED, **about, reason=reason)
+        raise
+    record(run, Event.SUBMITTED, **about, job_ids=ids)
+    return ids
 
 
 def settle(run: RunDirectory) -> None:
@@ -114,17 +136,19 @@ def settle(run: RunDirectory) -> None:
         plan = read_plan(run.plan)
         with submission_lock(run):
             known = progress(read_journal(run)[0])
-            if not known.submitting:
+            if known.open_submission is None:
                 return
-            job_id = get_scheduler(plan.scheduler).find(tag_of(plan, known.attempt))
-            if job_id is None:
+            number = known.open_submission
+            ids = get_scheduler(plan.scheduler, plan.dialect).find(tag_of(plan, number))
+            about = {"submission": number, "attempt": known.attempt, **({"ahead": True} if known.jobs else {})}
+            if ids:
+                record(run, Event.SUBMITTED, **about, job_ids=ids, found_by_tag=True)
+            else:
                 record(
                     run,
                     Event.SUBMIT_FAILED,
-                    attempt=known.attempt,
+                    **about,
                     reason="the submission never reached the scheduler; submit it with `dlhpc resume`",
                 )
-            else:
-                record(run, Event.SUBMITTED, attempt=known.attempt, job_id=job_id, found_by_tag=True)
     except (CommandError, StorageError):
         return

@@ -85,6 +85,15 @@ class RunDirectory:
         """What attempt number ``attempt`` (from 1) printed."""
         return self.logs / f"{attempt}.out"
 
+    @property
+    def job_log(self) -> Path:
+        """What jobs printed before they had opened the attempt's log; written by the scheduler, mostly empty."""
+        return self.logs / "job.out"
+
+    def begun_file(self, attempt: int) -> Path:
+        """Made by the job that is this attempt, so that no other is: one line, its job id."""
+        return self.attempts / f"{attempt}.begun"
+
     def exit_file(self, attempt: int) -> Path:
         """One line: the exit status of the job script, written by the script itself as its last act."""
         return self.attempts / f"{attempt}.exit"
@@ -106,6 +115,11 @@ class RunDirectory:
     def training_lock(self) -> Path:
         """Taken (flock) by rank 0 while it trains."""
         return self.path / ".train.lock"
+
+
+def placeholder_run(runs: Path, name: str) -> RunDirectory:
+    """Stands for the run's folder in `dlhpc plan` and `dlhpc render`, before there is one."""
+    return RunDirectory(runs / f"{name}-DATE-TIME-xxxx")
 
 
 def new_run_name(name: str, now: datetime) -> str:

@@ -16,17 +16,20 @@ class Event(StrEnum):
     """Every kind of event, with the details it carries."""
 
     CREATED = "created"
-    SUBMITTING = "submitting"  # attempt
-    SUBMITTED = "submitted"  # attempt, job_id
-    SUBMIT_FAILED = "submit_failed"  # attempt, reason
-    STARTED = "started"  # attempt, job_id, hosts, ranks
+    SUBMITTING = "submitting"  # submission (number, from 1), attempt (that its job is expected to be), ahead
+    SUBMITTED = "submitted"  # submission, attempt, job_ids
+    SUBMIT_FAILED = "submit_failed"  # submission, attempt, reason, ahead
+    BEGUN = "begun"  # attempt, job_id, host: the job script runs
+    STARTED = "started"  # attempt, job_id, hosts, ranks: the ranks have found each other
     RESUMED = "resumed"  # attempt, epoch, step, checkpoint
     EPOCH = "epoch"  # attempt, epoch, epochs
     CHECKPOINTED = "checkpointed"  # attempt, epoch, step, checkpoint
     WARNING = "warning"  # attempt, message
     STOPPED = "stopped"  # attempt, reason: state saved, another attempt goes on
     FINISHED = "finished"  # attempt, code
-    FAILED = "failed"  # attempt, code, reason
+    FAILED = "failed"  # attempt, code, reason, retried, tail (of the log)
+    CONCLUDED = "concluded"  # attempt, job_id, next (see dlhpc.jobs.conclude): the job script is about to end
+    JOB_OVER = "job_over"  # job_ids: the scheduler says so
     CANCELLED = "cancelled"  # by the user
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from dlhpc.errors import StorageError
 from dlhpc.files import read_json, replace_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,14 @@ class Plan:
     """A spec resolved against a site."""
 
     run_id: str
-    """Travels in the job's name or comment, so that a submission whose answer was lost is found again."""
+    """Travels in the job's name, so that a submission whose answer was lost is found again."""
     dlhpc_version: str
     created: str
     """ISO 8601 with offset."""
     site: str
     scheduler: str
-    queue: str
+    dialect: str | None
+    queue: str | None
     nodes: int
     ranks: int
     ranks_per_node: int
@@ -52,9 +53,11 @@ class Plan:
     crash_retries: int
     max_attempts: int
     launcher: str
-    """``mpirun``, ``gloo`` or ``none`` (one rank)."""
+    """``mpirun``, ``mpiexec``, ``srun``, ``poe``, ``gloo`` or ``none`` (one rank)."""
     launch: list[str]
     """The launcher's argv up to, not including, the python command."""
+    hostfile_option: str | None
+    """The launcher's option before the scheduler's list of hosts; None where it finds the hosts by itself."""
     python: str
     """Absolute path of the interpreter on the compute nodes."""
     environment: str
@@ -69,6 +72,30 @@ class Plan:
     dataset: DatasetSummary
     spec: dict[str, Any]
     """The whole spec with defaults filled in; paths absolute."""
+    account: str | None = None
+    mail: str | None = None
+    mail_on: list[str] = field(default_factory=list)
+    exclusive: bool = False
+    reservation: str | None = None
+    qos: str | None = None
+    hold: bool = False
+    after: list[str] = field(default_factory=list)
+    """Directories of the runs that must finish before this one starts (absolute)."""
+    directives: list[str] = field(default_factory=list)
+    """Further directives of the site and the user, without the leading ``#SBATCH`` and the like."""
+    gpu_resource: str | None = None
+    gpu_feature: str | None = None
+    network: str | None = None
+    modules: list[str] = field(default_factory=list)
+    module_init: str | None = None
+    scratch: str | None = None
+    """Node-local folder as the job's shell sees it; ``$NAME`` in it is expanded there."""
+    attempts_ahead: int = 0
+    """So many attempts are kept in the queue, where a job may not submit the next one itself; 0 where it may."""
+    template: str | None = None
+    """The site's own template for the job script, an absolute path; None for the one of its scheduler."""
+    node_watts: float | None = None
+    """What one node draws while training, in watts, as the site says."""
     warnings: list[str] = field(default_factory=list)
     format: int = FORMAT
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from dlhpc.errors import AttemptExit
 from dlhpc.runs.journal import Entry, Event
@@ -30,70 +32,112 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True)
 class JobView:
-    """What the scheduler said of the latest job: ``queued``, ``held``, ``running``, ``over`` or ``unknown``."""
+    """What the scheduler said of a job: ``queued``, ``held``, ``running``, ``over`` or ``unknown``."""
 
     state: str
     exit_code: int | None = None
     reason: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
-    """What the journal alone says of a run."""
+    """What the journal alone says of a run; :func:`progress` makes it, and nothing changes it after that."""
 
-    attempt: int
-    """Number of the latest attempt, from 1; 0 if none was ever submitted."""
-    job_id: str | None
-    submitting: bool
-    """A submission was begun, and whether it reached the scheduler is not on record."""
-    ended: RunState | None
-    """Finished, failed or cancelled, as far as the latest attempt's events say."""
-    reason: str | None
-    epoch: int
-    epochs: int | None
-    created: float | None
-    changed: float | None
+    begun: int = 0
+    """How many attempts have begun; the next to begin has one number more."""
+    submissions: int = 0
+    open_submission: int | None = None
+    """Number of a submission that was begun, and whether it reached the scheduler is not on record."""
+    current: str | None = None
+    """The job of the attempt that has begun and not concluded."""
+    waiting: tuple[str, ...] = ()
+    """Jobs that have not begun, in the order in which they will."""
+    last_job: str | None = None
+    ended: RunState | None = None
+    """Finished, failed, cancelled or not submitted, as far as the latest attempt's events say."""
+    reason: str | None = None
+    final: bool = False
+    """Nothing but `dlhpc resume` makes another attempt begin."""
+    tail: tuple[str, ...] = ()
+    """The log's last lines of the latest failure."""
+    epoch: int = 0
+    epochs: int | None = None
+    created: float | None = None
+    changed: float | None = None
     """Time of the latest event."""
 
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """Every job that may be in the queue or run."""
+        return self.waiting if self.current is None else (self.current, *self.waiting)
 
-def progress(entries: list[Entry]) -> Progress:
-    """Fold the journal. Only events since the latest submission decide whether the run has ended."""
-    attempt, epoch = 0, 0
-    job_id: str | None = None
-    epochs: int | None = None
-    ended: RunState | None = None
-    reason: str | None = None
-    submitting = False
+    @property
+    def job_id(self) -> str | None:
+        """The one job to name when one is to be named."""
+        return self.jobs[0] if self.jobs else self.last_job
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that runs, or else the one that waits, or else the last one; 0 if none was ever submitted."""
+        waits = self.current is None and (self.waiting or self.open_submission is not None)
+        return self.begun + 1 if waits or (self.begun == 0 and self.submissions) else self.begun
+
+
+def progress(entries: Sequence[Entry]) -> Progress:
+    """Fold the journal. Only events since the latest submission or beginning decide whether the run has ended."""
+    now = Progress()
     for entry in entries:
-        details = entry.details
-        match entry.event:
-            case Event.SUBMITTING:
-                attempt = entry.attempt or attempt + 1
-                submitting, job_id, ended, reason = True, None, None, None
-            case Event.SUBMITTED:
-                submitting, job_id = False, str(details.get("job_id"))
-            case Event.SUBMIT_FAILED:
-                submitting, ended, reason = False, RunState.NOT_SUBMITTED, details.get("reason")
-            case Event.EPOCH:
-                epoch, epochs = int(details.get("epoch", epoch)), details.get("epochs", epochs)
-            case Event.FINISHED:
-                ended, reason = RunState.FINISHED, None
-            case Event.FAILED:
-                if ended is not RunState.CANCELLED:
-                    ended, reason = RunState.FAILED, details.get("reason")
-            case Event.CANCELLED:
-                ended, reason = RunState.CANCELLED, None
-    return Progress(
-        attempt=attempt,
-        job_id=job_id,
-        submitting=submitting,
-        ended=ended,
-        reason=reason,
-        epoch=epoch,
-        epochs=epochs,
-        created=entries[0].time if entries else None,
-        changed=entries[-1].time if entries else None,
-    )
+        for name, value in _changes(now, entry).items():
+            setattr(now, name, value)
+    if entries:
+        now.created, now.changed = entries[0].time, entries[-1].time
+    return now
+
+
+def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
+    """What one entry changes."""
+    details = entry.details
+    job = details.get("job_id")
+    match entry.event:
+        case Event.SUBMITTING:
+            number = now.submissions + 1
+            again = {} if details.get("ahead") else {"ended": None, "reason": None, "final": False, "tail": ()}
+            return {"submissions": number, "open_submission": number, **again}
+        case Event.SUBMITTED:
+            ids = tuple(str(one) for one in details.get("job_ids", ()))
+            return {"open_submission": None, "waiting": now.waiting + ids, "last_job": (ids or (now.last_job,))[-1]}
+        case Event.SUBMIT_FAILED:
+            if details.get("ahead"):
+                return {"open_submission": None}
+            return {"open_submission": None, "ended": RunState.NOT_SUBMITTED, "reason": details.get("reason")}
+        case Event.BEGUN:
+            waiting = tuple(one for one in now.waiting if one != job)
+            again = {} if now.final else {"ended": None, "reason": None, "tail": ()}
+            return {
+                "begun": entry.attempt or now.begun + 1,
+                "current": job,
+                "waiting": waiting,
+                "last_job": job,
+                **again,
+            }
+        case Event.CONCLUDED if job == now.current:
+            again_waiting = (str(job), *now.waiting) if details.get("next") == "requeued" else now.waiting
+            return {"current": None, "waiting": again_waiting}
+        case Event.JOB_OVER:
+            over = set(details.get("job_ids", ()))
+            left = tuple(one for one in now.waiting if one not in over)
+            return {"waiting": left, "current": None if now.current in over else now.current}
+        case Event.EPOCH:
+            return {"epoch": int(details.get("epoch", now.epoch)), "epochs": details.get("epochs", now.epochs)}
+        case Event.FINISHED:
+            return {"ended": RunState.FINISHED, "reason": None, "final": True, "tail": ()}
+        case Event.FAILED if now.ended is not RunState.CANCELLED:
+            final = details.get("retried") is not True
+            tail = tuple(details.get("tail", ()))
+            return {"ended": RunState.FAILED, "reason": details.get("reason"), "final": final, "tail": tail}
+        case Event.CANCELLED:
+            return {"ended": RunState.CANCELLED, "reason": None, "final": True, "tail": ()}
+    return {}
 
 
 def needs_scheduler(known: Progress, *, script_ended: bool = False) -> bool:
@@ -101,33 +145,43 @@ def needs_scheduler(known: Progress, *, script_ended: bool = False) -> bool:
 
     A finished training's job is over when its script has left its exit status (``script_ended``).
     """
-    if known.ended is RunState.FINISHED:
-        return not script_ended
-    return known.attempt > 0 and known.ended not in (RunState.CANCELLED, RunState.NOT_SUBMITTED)
+    if known.ended is RunState.FINISHED and script_ended:
+        return False
+    return bool(known.jobs) and known.ended is not RunState.CANCELLED
 
 
-def state_of(known: Progress, job: JobView | None) -> tuple[RunState, str | None]:
-    """State and reason. ``job`` is None if the scheduler was not asked (see :func:`needs_scheduler`)."""
-    if known.attempt == 0:
+def state_of(known: Progress, jobs: Mapping[str, JobView]) -> tuple[RunState, str | None]:
+    """State and reason; ``jobs`` holds what the scheduler said, of no job where it was not asked."""
+    if known.submissions == 0 and not known.jobs and not known.begun:
         return RunState.NOT_SUBMITTED, "submit it with `dlhpc resume`"
-    if known.ended in (RunState.CANCELLED, RunState.NOT_SUBMITTED):
-        return known.ended, known.reason
-    if known.ended is RunState.FINISHED and (job is None or job.state in ("over", "unknown")):
-        return known.ended, known.reason
-    if job is None or job.state == "unknown":
-        return RunState.UNKNOWN, job.reason if job else None
-    if job.state != "over":
-        # A job that still runs may yet go on with another attempt, whatever this attempt has written.
-        return RunState(job.state), job.reason
-    if known.submitting and known.job_id is None:
-        return RunState.NOT_SUBMITTED, "the submission never reached the scheduler; submit it with `dlhpc resume`"
+    if known.ended is RunState.CANCELLED:
+        return RunState.CANCELLED, known.reason
+    current = jobs.get(known.current or "")
+    if known.ended is RunState.FINISHED:
+        # Jobs that were queued ahead do not matter any more; the one that trained may still have a word to write.
+        running = current is not None and current.state == "running"
+        return (RunState.RUNNING, current.reason) if running and current else (RunState.FINISHED, known.reason)
+    asked = known.jobs[:1] if known.final else known.jobs
+    views = [jobs.get(one, JobView("unknown", reason="the scheduler was not asked")) for one in asked]
+    for word in ("running", "unknown", "queued", "held"):
+        for view in views:
+            # A job that still runs may yet go on with another attempt, whatever this attempt has written.
+            if view.state == word:
+                return RunState(word), view.reason
+    if known.open_submission is not None:
+        return RunState.UNKNOWN, "whether the submission arrived is not known yet"
     if known.ended is not None:
         return known.ended, known.reason
+    return RunState.FAILED, _silent_end(views[0] if views else JobView("over"))
+
+
+def _silent_end(job: JobView) -> str:
+    """Why a run failed whose attempt left no word."""
     if job.exit_code == AttemptExit.CONTINUE:
-        return RunState.FAILED, "it saved its state and was not submitted again; go on with `dlhpc resume`"
+        return "it saved its state and was not submitted again; go on with `dlhpc resume`"
     how = f" ({job.reason})" if job.reason else ""
     code = "" if job.exit_code is None else f" with code {job.exit_code}{meaning_of(job.exit_code)}"
-    return RunState.FAILED, f"the job ended{code} without a word{how}; go on with `dlhpc resume`"
+    return f"the job ended{code} without a word{how}; go on with `dlhpc resume`"
 
 
 def meaning_of(code: int) -> str:

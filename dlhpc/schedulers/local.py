@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import current_umask, storage_errors
-from dlhpc.schedulers.base import JobRequest, JobState, JobStatus
+from dlhpc.schedulers.base import Abilities, Header, JobRequest, JobState, JobStatus, StartEstimate
 from dlhpc.schedulers.local_processes import OWN_VARIABLES, boot_id
 from dlhpc.schedulers.local_queue import (
     CANCELLED,
@@ -53,19 +53,33 @@ def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
 class LocalScheduler:
     """See :class:`dlhpc.schedulers.base.Scheduler`."""
 
-    def submit(self, request: JobRequest) -> str:
+    abilities = Abilities()
+
+    def directives(self, header: Header) -> list[str]:
+        """A comment: this scheduler is told by the call of :meth:`submit`."""
+        gpus = f", {header.gpus_per_node} GPUs" if header.gpus_per_node else ""
+        return [
+            f"# The local scheduler reads no directives: {header.ranks_per_node} ranks × {header.cores_per_rank} cores"
+            f"{gpus}, walltime {header.walltime_seconds} s."
+        ]
+
+    def submission(self, request: JobRequest) -> list[str]:
+        """There is no command: dlhpc itself starts the script."""
+        return ["sh", str(request.script)]
+
+    def submit(self, request: JobRequest) -> list[str]:
         """Queue the job, start it if there is room, and give its id. Twice with one tag gives the same job."""
         spool = Spool.here()
-        self._refuse_impossible(request)
+        self._refuse_impossible(request.header)
         job = Job(
             tag=request.tag,
-            name=request.name,
+            name=request.header.name,
             script=os.path.abspath(request.script),
-            log=os.path.abspath(request.log),
-            arguments=list(request.arguments),
-            cores=request.cores,
-            gpus=request.gpus,
-            walltime_seconds=request.walltime_seconds,
+            log=os.path.abspath(request.header.output),
+            arguments=[],
+            cores=request.header.ranks_per_node * request.header.cores_per_rank,
+            gpus=request.header.gpus_per_node,
+            walltime_seconds=request.header.walltime_seconds,
             kill_grace_seconds=request.kill_grace_seconds,
             submitted=time.time(),
             token=secrets.token_hex(16),
@@ -82,7 +96,11 @@ class LocalScheduler:
                 advance(spool)
             except DlhpcError:
                 pass  # the job is safely queued; what is wrong shows in its status
-        return spool.job_id(folder)
+        return [spool.job_id(folder)]
+
+    def member_ids(self, array_id: str, indices: Sequence[int]) -> list[str]:
+        """There are no arrays."""
+        raise NotImplementedError(array_id, indices)
 
     def query(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
         """Where these jobs stand. This also starts what can start, so that a queue goes on after a reboot."""
@@ -115,7 +133,7 @@ class LocalScheduler:
                 answer[job_id] = self._status_elsewhere(job_id, folder, host)
         return answer
 
-    def find(self, tag: str) -> str | None:
+    def find(self, tag: str) -> list[str]:
         """The id of the job with this tag, also one of another host that shares this home."""
         here = Spool.here()
         others: list[Spool] = []
@@ -124,11 +142,34 @@ class LocalScheduler:
                 others = [Spool(path) for path in sorted(here.folder.parent.iterdir()) if path != here.folder]
         for spool in [here, *others]:
             if (folder := spool.tagged(tag)) is not None:
-                return spool.job_id(folder)
-        return None
+                return [spool.job_id(folder)]
+        return []
 
-    def cancel(self, job_id: str) -> None:
-        """End the job: TERM to its script, KILL to all its processes after its grace. Returns when none is left."""
+    def hold(self, job_ids: Sequence[str]) -> None:
+        """Not able."""
+        raise UserError("the local scheduler cannot hold a job", remedy="Cancel it and submit it later.")
+
+    def release(self, job_ids: Sequence[str]) -> None:
+        """Not able."""
+        raise UserError("the local scheduler holds no job", remedy="Nothing was done.")
+
+    def requeue(self, job_id: str) -> None:
+        """Not able."""
+        raise UserError("the local scheduler cannot requeue a job", remedy="Submit it again.")
+
+    def estimate_start(self, request: JobRequest) -> StartEstimate:
+        """At once, or when those before it have left enough cores: how long they take is not known."""
+        spool = Spool.here()
+        if spool.live():
+            return StartEstimate(None, "other jobs of yours are in this machine's queue")
+        return StartEstimate(time.time(), "this machine's queue is empty")
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """End the jobs: TERM to the script, KILL to all processes after its grace. Returns when none is left."""
+        for job_id in job_ids:
+            self._cancel(job_id)
+
+    def _cancel(self, job_id: str) -> None:
         spool = Spool.here()
         known = parse_id(job_id)
         if known is None:
@@ -181,16 +222,17 @@ class LocalScheduler:
             time.sleep(0.03)
 
     @staticmethod
-    def _refuse_impossible(request: JobRequest) -> None:
+    def _refuse_impossible(header: Header) -> None:
         cores = offered_cores()
-        if request.cores > cores:
+        wanted = header.ranks_per_node * header.cores_per_rank
+        if wanted > cores:
             raise UserError(
-                f"the job asks for {request.cores} cores and this machine offers {cores}",
+                f"the job asks for {wanted} cores and this machine offers {cores}",
                 remedy="Ask for fewer ranks or cores per rank, or submit on a larger machine.",
             )
-        if request.gpus and request.gpus > (gpus := offered_gpus()):
+        if header.gpus_per_node > (gpus := offered_gpus()):
             raise UserError(
-                f"the job asks for {request.gpus} GPUs and this machine offers {gpus}",
+                f"the job asks for {header.gpus_per_node} GPUs and this machine offers {gpus}",
                 remedy="Ask for fewer GPUs, or submit on a machine that has them.",
             )
 

@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 
 class Model(BaseModel):
@@ -77,3 +77,6 @@ MemoryBytes = Annotated[
     int, BeforeValidator(_as_bytes), WithJsonSchema({"type": ["string", "integer"], "examples": ["16GB", "512MiB"]})
 ]
 """An amount of memory in bytes, written with its unit."""
+
+SchedulerWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:@-]*$")]
+"""A name that may stand in a directive of every batch system: no blank, no quote, nothing that a shell expands."""

@@ -7,12 +7,11 @@ the person who edits the YAML.
 from __future__ import annotations
 
 import re
-from datetime import timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dlhpc.spec.base import Duration, MemoryBytes, Model
+from dlhpc.spec.base import Duration, MemoryBytes, Model, SchedulerWord
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
@@ -217,16 +216,37 @@ class Job(Model):
     """1 or 0; 1 where the site's nodes have enough GPUs if absent."""
     memory: MemoryBytes | None = None
     """Memory of a node, for example 16GB."""
-    walltime: Duration = timedelta(hours=1)
-    """Longest time of one attempt; a longer training goes on in the next attempt by itself."""
-    queue: str | None = None
+    walltime: Duration | None = None
+    """Longest time of one attempt; a longer training goes on in the next attempt by itself. If absent: what earlier
+    runs of the same network and data say is needed, else an hour, and never more than the queue allows."""
+    queue: SchedulerWord | None = None
     """The site's default queue if absent."""
+    account: SchedulerWord | None = None
+    """Project to charge; the site's default if absent."""
+    mail: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*$")] | None = None
+    """Address that the batch system writes to."""
+    mail_on: Annotated[tuple[Literal["begin", "end", "fail"], ...], Field(min_length=1)] = ("end", "fail")
+    """When it writes."""
+    exclusive: bool = False
+    """Share the nodes with no other job."""
+    reservation: SchedulerWord | None = None
+    """Run inside this reservation."""
+    qos: SchedulerWord | None = None
+    """Quality of service, where the site has several."""
+    after: tuple[str, ...] = ()
+    """Runs (name, beginning of one, path, or `last`) that must finish before this one starts."""
+    hold: bool = False
+    """Wait in the queue until `dlhpc release`."""
+    directives: tuple[Annotated[str, Field(pattern=r"^[ -~]+$")], ...] = ()
+    """Further directives as the batch system has them, without the leading `#SBATCH`, `#PBS` or `# @`."""
     environment: str | None = None
     """Name of one of the site's software environments; its default if absent."""
     crash_retries: Annotated[int, Field(ge=0, le=100)] = 2
     """How often a crashed attempt is started again from its last checkpoint."""
     max_attempts: Annotated[int, Field(ge=1, le=10_000)] = 100
     """Never more attempts than this, however they end."""
+    attempts_ahead: Annotated[int, Field(ge=1, le=50)] = 3
+    """Where a job may not submit the next attempt itself, so many are queued, each waiting for the one before."""
 
 
 def _run_name(name: str) -> str:
