@@ -23,6 +23,8 @@ _COMMANDS = {
     "watch": ("dlhpc.cli.watch:watch", "Follow a run with live curves in the terminal."),
     "logs": ("dlhpc.cli.status:logs", "Show what a run printed."),
     "cancel": ("dlhpc.cli.status:cancel", "End a run and all its processes."),
+    "hold": ("dlhpc.cli.hold:hold", "Keep a waiting run from starting."),
+    "release": ("dlhpc.cli.hold:release", "Let a held run start."),
     "resume": ("dlhpc.cli.status:resume", "Go on with a run that is over but not finished."),
     "report": ("dlhpc.cli.report:report", "Write the report of a run as one web page."),
     "predict": ("dlhpc.cli.predict:predict", "Let a trained network name pictures."),

@@ -18,20 +18,42 @@ if TYPE_CHECKING:
     from dlhpc.runs.directory import RunDirectory
 
 
-def follow(run: RunDirectory, *, shortest: float = 0.5, longest: float = 15.0) -> Iterator[RunStatus]:
-    """The run's status again and again until it is over; waits longer (seconds) while nothing changes."""
-    from dlhpc.jobs.follow import status
+def follow(run: RunDirectory, *, shortest: float = 0.5, longest: float = 60.0) -> Iterator[RunStatus]:
+    """The run's status again and again until it is over, looked after on the way.
+
+    While nothing changes the scheduler is asked ever more seldom (pauses in seconds, each 1.3 times the one before);
+    in between only the size of the journal is looked at, which ends a pause as soon as the run writes something.
+    """
+    from dlhpc.errors import CommandError, StorageError
+    from dlhpc.jobs.follow import look_after, status
 
     pause = shortest
     before: RunStatus | None = None
     while True:
+        size = _size(run)
         now = status(run)
         yield now
-        if now.state.is_over:
+        went_on = False
+        try:
+            went_on = look_after(run, now)
+        except (CommandError, StorageError) as error:
+            if now.state.is_over:
+                click.echo(f"dlhpc: {run.name} could not go on by itself: {error}", err=True)
+        if now.state.is_over and not went_on:
             return
         pause = shortest if before is None or now != before else min(longest, pause * 1.3)
         before = now
-        time.sleep(pause)
+        until = time.monotonic() + pause
+        while time.monotonic() < until and _size(run) == size:
+            time.sleep(min(1.0, shortest, max(0.0, until - time.monotonic())))
+
+
+def _size(run: RunDirectory) -> int:
+    """Of the journal, in bytes; -1 while it cannot be read."""
+    try:
+        return run.journal.stat().st_size
+    except OSError:
+        return -1
 
 
 def wait_for(run: RunDirectory, *, quiet: bool = False) -> RunStatus:
@@ -79,6 +101,8 @@ def tell_end(run: RunDirectory, final: RunStatus) -> None:
         click.echo(f"Finished {run.name} after {final.epoch} epochs.")
         return
     click.echo(f"{run.name} {final.state.value}: {final.reason or 'no reason on record'}", err=True)
+    for line in final.tail:
+        click.echo(f"  | {line}", err=True)
     click.echo(f"  → dlhpc logs {run.name}", err=True)
 
 

@@ -45,7 +45,7 @@ def watch(name: str, runs: str | None, site: str | None, once: bool) -> None:
         return
     try:
         with Live(console=console, screen=False, auto_refresh=False) as live:
-            for now in follow(run, longest=5.0):
+            for now in follow(run):
                 height = max(8, (console.height - 4) // 2)
                 live.update(_view(run, now, console.width, height), refresh=True)
     except KeyboardInterrupt:
