@@ -18,42 +18,25 @@ if TYPE_CHECKING:
     from dlhpc.runs.directory import RunDirectory
 
 
-def follow(run: RunDirectory, *, shortest: float = 0.5, longest: float = 60.0) -> Iterator[RunStatus]:
-    """The run's status again and again until it is over, looked after on the way.
-
-    While nothing changes the scheduler is asked ever more seldom (pauses in seconds, each 1.3 times the one before);
-    in between only the size of the journal is looked at, which ends a pause as soon as the run writes something.
-    """
+def follow(run: RunDirectory, *, pause: float = 0.5) -> Iterator[RunStatus]:
+    """The run's status again and again until it is over, looked after on the way; ``pause`` in seconds."""
     from dlhpc.errors import CommandError, StorageError
-    from dlhpc.jobs.follow import look_after, status
+    from dlhpc.jobs.follow import Watch, look_after
 
-    pause = shortest
-    before: RunStatus | None = None
+    watch = Watch(run)
     while True:
-        size = _size(run)
-        now = status(run)
-        yield now
+        now = watch.look()
         went_on = False
         try:
             went_on = look_after(run, now)
         except (CommandError, StorageError) as error:
             if now.state.is_over:
                 click.echo(f"dlhpc: {run.name} could not go on by itself: {error}", err=True)
-        if now.state.is_over and not went_on:
-            return
-        pause = shortest if before is None or now != before else min(longest, pause * 1.3)
-        before = now
-        until = time.monotonic() + pause
-        while time.monotonic() < until and _size(run) == size:
-            time.sleep(min(1.0, shortest, max(0.0, until - time.monotonic())))
-
-
-def _size(run: RunDirectory) -> int:
-    """Of the journal, in bytes; -1 while it cannot be read."""
-    try:
-        return run.journal.stat().st_size
-    except OSError:
-        return -1
+        if not went_on:
+            yield now
+            if now.state.is_over:
+                return
+        time.sleep(pause)
 
 
 def wait_for(run: RunDirectory, *, quiet: bool = False) -> RunStatus:

@@ -47,6 +47,11 @@ class RunStatus:
 
 def statuses(runs: Sequence[RunDirectory]) -> list[RunStatus]:
     """Where these runs stand. A run that cannot be read is ``unknown``, the others are not affected."""
+    return _examine(runs)[0]
+
+
+def _examine(runs: Sequence[RunDirectory]) -> tuple[list[RunStatus], dict[int, dict[str, JobView]]]:
+    """Where these runs stand, and what the schedulers said of their jobs, by the run's place in the list."""
     known: dict[int, tuple[Progress, int]] = {}
     unreadable: dict[int, str] = {}
     asked: dict[tuple[str, str | None], dict[int, tuple[str, ...]]] = {}
@@ -72,17 +77,48 @@ def statuses(runs: Sequence[RunDirectory]) -> list[RunStatus]:
     for (name, dialect), wanted in asked.items():
         answers = _ask(name, dialect, [job for jobs in wanted.values() for job in jobs])
         views.update((index, {job: answers[job] for job in jobs}) for index, jobs in wanted.items())
-    return [
+    found = [
         _unreadable(run, unreadable[index])
         if index in unreadable
         else _status(run, *known[index], views.get(index, {}))
         for index, run in enumerate(runs)
     ]
+    return found, views
 
 
 def status(run: RunDirectory) -> RunStatus:
     """Where one run stands."""
     return statuses([run])[0]
+
+
+class Watch:
+    """One run looked at again and again: the journal every time, the scheduler ever more seldom.
+
+    Pauses between questions to the scheduler (seconds) grow from ``shortest`` to ``longest`` by a third each time, and
+    are short again when a job begins, ends or is submitted. What a run writes into its journal is seen at once.
+    """
+
+    def __init__(self, run: RunDirectory, *, shortest: float = 1.0, longest: float = 60.0) -> None:
+        self.run = run
+        self.shortest = shortest
+        self.longest = longest
+        self._pause = shortest
+        self._next = 0.0
+        self._views: dict[str, JobView] = {}
+        self._before: tuple[object, ...] = ()
+
+    def look(self) -> RunStatus:
+        """Where the run stands now."""
+        known, damaged = _read_progress(self.run)
+        here = (known.jobs, known.ended, known.open_submission, known.current)
+        if here == self._before and time.monotonic() < self._next and self._views:
+            return _status(self.run, known, damaged, self._views)
+        self._pause = self.shortest if here != self._before else min(self.longest, self._pause * 4 / 3)
+        self._before = here
+        (now,), views = _examine([self.run])
+        self._views = views.get(0, {})
+        self._next = time.monotonic() + self._pause
+        return now
 
 
 def _read_progress(run: RunDirectory) -> tuple[Progress, int]:
