@@ -14,14 +14,15 @@ from tests.doubles.engine import Store
 
 _HOMES = {
     "pbs_qsub": ("qsub",),
-    "pbs_show": ("qstat", "qselect", "pbsnodes", "qmgr"),
+    "pbs_show": ("qstat", "qselect"),
+    "pbs_machine": ("pbsnodes", "qmgr"),
     "pbs_change": ("qdel", "qhold", "qrls", "qsig", "qalter", "qrerun"),
     "ll_submit": ("llsubmit",),
     "ll_show": ("llq", "llclass", "llstatus"),
     "ll_change": ("llcancel", "llhold"),
 }
 COMMANDS = {
-    "openpbs": [*_HOMES["pbs_qsub"], *_HOMES["pbs_show"], *_HOMES["pbs_change"]],
+    "openpbs": [*_HOMES["pbs_qsub"], *_HOMES["pbs_show"], *_HOMES["pbs_machine"], *_HOMES["pbs_change"]],
     "torque": ["qsub", "qstat", "qselect", "pbsnodes", "qdel", "qhold", "qrls", "qsig", "qalter", "qrerun"],
     "loadleveler": [*_HOMES["ll_submit"], *_HOMES["ll_show"], *_HOMES["ll_change"]],
 }

@@ -5,8 +5,8 @@ A double has no daemon. Its folder holds ``config.json`` (the machine), ``faults
 one detached process (:mod:`tests.doubles.runner`). The doubles are written from what the real systems do and import
 nothing of dlhpc.
 
-A job is a dictionary. Its ``state`` is ``queued``, ``held`` (by a person), ``waiting`` (for another job), ``running`` or
-``done``; the dialects turn that into their own letters. An array is one record with ``kind`` ``array``, and a small
+A job is a dictionary. Its ``state`` is ``queued``, ``held`` (by a person), ``waiting`` (for another job), ``running``
+or ``done``; the dialects turn that into their own letters. An array is one record with ``kind`` ``array``, and a small
 record for each task, which inherits the rest (:func:`whole`).
 """
 
@@ -307,10 +307,14 @@ def can_never_run(job: Job, config: dict[str, Any]) -> str | None:
 
 def _dependency(store: Store, job: Job) -> str:
     """``go``, ``wait`` or ``never``, by what has become of the jobs before."""
+    if store.config["system"] == "loadleveler":
+        from tests.doubles import ll_job
+
+        return ll_job.dependency(store.jobs, job)
     answer = "go"
     for kind, other_id in job["depend"]:
         other = store.jobs.get(other_id)
-        if other is None or (other["state"] == "done" and not store.config["history"] and not other.get("recent")):
+        if other is None or kind == "unknown":
             return "never"
         if kind == "after":
             met = other["started"] is not None

@@ -7,11 +7,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shlex
-import shutil
 import signal
 import sys
 import time
@@ -21,11 +18,25 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from tests.doubles.commands import COMMANDS
-from tests.doubles.engine import Job, Store, advance, ask_runner, birth, descendants, send, startable, whole
+from tests.doubles.engine import Job, Store, advance, ask_runner, birth, descendants, send, whole
 from tests.doubles.posix_tools import build_posix_path
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = os.path.realpath(sys.executable)
+
+_SSH = r"""#!/bin/sh
+# Stands in for a connection to a compute node: the words run here.
+while :; do
+  case $1 in
+    -[bcDEeFIiJLlmOoPpQRSWw]) shift 2 ;;
+    -*) shift ;;
+    *) break ;;
+  esac
+done
+shift
+[ "$1" != -- ] || shift
+exec /bin/sh -c "$*"
+"""
 
 
 class Double:
@@ -34,6 +45,7 @@ class Double:
     system: ClassVar[str]
     dialect: ClassVar[str]
     default_queue: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -104,7 +116,7 @@ class Double:
             "max_array_size": 10000,
             "keep_completed": 300,
             "banner": [],
-            "soft_limit_reaches": "session",
+            **self.defaults,
             **more,
         }
         self.config["default_queue"] = next(iter(self.config["queues"]))
@@ -137,9 +149,7 @@ class Double:
         # A launcher that connects to a node reaches this machine, whatever the node is called.
         shell = self.bin / "ssh"
         shell.write_text(
-            "#!/bin/sh\n# Stands in for a connection to a compute node: the words run here.\n"
-            "while :; do\n  case $1 in\n    -[bcDEeFIiJLlmOoPpQRSWw]) shift 2 ;;\n    -*) shift ;;\n    *) break ;;\n  esac\ndone\n"
-            'shift\n[ "$1" != -- ] || shift\nexec /bin/sh -c "$*"\n',
+            _SSH,
             encoding="utf-8",
         )
         shell.chmod(0o755)
@@ -239,3 +249,16 @@ class LoadLevelerDouble(Double):
     system = "loadleveler"
     dialect = "loadleveler"
     default_queue = "parallel"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "host": "sched1.cluster.example",
+        "keep_completed": 0,
+        "gpu_resource": "gpus",
+        "soft_limit_reaches": "session",
+        "arch": "R6000",
+        "opsys": "AIX71",
+    }
+
+    def vacate(self, step_id: str) -> None:
+        """LoadLeveler wants the nodes: USR1, and KILL after the grace. A step with ``restart = yes`` waits again."""
+        with self.store() as store:
+            ask_runner(store.jobs[step_id], "vacate", signal.SIGUSR1)

@@ -34,7 +34,7 @@ def _each(store: Store, command: str, ids: list[str], act: Callable[[Job], tuple
                 trouble = ("Unknown Job Id Error" if torque else "Unknown Job Id", UNKNOWN_JOB)
             elif job["state"] == "done":
                 if torque:
-                    trouble = (f"Request invalid for state of job MSG=invalid state for job - COMPLETE", 170)
+                    trouble = ("Request invalid for state of job MSG=invalid state for job - COMPLETE", 170)
                 else:
                     trouble = ("Job has finished", FINISHED_JOB)
             else:
@@ -69,9 +69,7 @@ def qdel(store: Store, argv: list[str]) -> int:
             purge = True
         elif word in ("-W", "-m") and words:
             force = words.pop(0) == "force" or force
-        elif word == "-Wforce":
-            force = True
-        elif word == "-p" and store.config["dialect"] == "torque":
+        elif word == "-Wforce" or (word == "-p" and store.config["dialect"] == "torque"):
             force = True
         elif word.startswith("-"):
             raise fail(
@@ -227,7 +225,10 @@ def _alter(store: Store, job: Job, changes: dict[str, str]) -> tuple[str, int] |
         name, _, value = changes["W"].partition("=")
         if name != "depend":
             return ("illegal -W value", 2)
-        job["depend"] = parse_dependencies(value, store.config["server"])
+        job["depend"] = [
+            [kind if find(store, other) else "unknown", other]
+            for kind, other in parse_dependencies(value, store.config["server"])
+        ]
         data["depend"] = value
         if job["state"] == "queued":
             job["state"] = "waiting"

@@ -264,6 +264,8 @@ def _destination(store: Store, options: _Options, walltime: int | None) -> tuple
 
 
 def _queue(store: Store, options: _Options, text: str, name: str, argv: list[str]) -> str:
+    from tests.doubles.pbs_show import find
+
     config = store.config
     values = options.values
     variables = dict(os.environ) if "V" in values else {}
@@ -298,6 +300,8 @@ def _queue(store: Store, options: _Options, text: str, name: str, argv: list[str
             if ("depend" in options.attributes)
             else []
         )
+        # A job that the server does not know any more can never be waited for.
+        depend = [[kind if find(store, other) else "unknown", other] for kind, other in depend]
         holds = "u" if "h" in values else ""
         data: dict[str, Any] = {
             "script": script,

@@ -1,4 +1,4 @@
-"""What PBS says of jobs, queues and nodes: qstat, qselect, pbsnodes, qmgr."""
+"""What PBS says of jobs: qstat, qselect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from tests.doubles.engine import Job, Store, advance, fail, free_nodes, node_names, tasks_of, whole
+from tests.doubles.engine import Job, Store, advance, fail, tasks_of, whole
 from tests.doubles.pbs_qsub import full_id
 from tests.doubles.pbs_resources import clock
 
@@ -83,7 +83,7 @@ def attributes(store: Store, job: Job) -> dict[str, Any]:
         listed["Account_Name"] = data["account"]
     listed |= {"Checkpoint": "u", "ctime": _time(job["submitted"])}
     if data["depend"]:
-        listed["depend"] = ",".join(f"{kind}:{other}@{config['server']}" for kind, other in job["depend"])
+        listed["depend"] = data["depend"]
     listed["Error_Path"] = f"{config['host']}:{err}"
     if job["assigned"]:
         count: dict[str, int] = {}
@@ -134,8 +134,9 @@ def attributes(store: Store, job: Job) -> dict[str, Any]:
         listed |= {"array": "True", "array_indices_submitted": _ranges(job["indices"])}
         left = [task["index"] for task in tasks_of(store.state, job) if task["state"] not in ("running", "done")]
         listed["array_indices_remaining"] = _ranges(left) or "-"
+        over = sum(task["state"] == "done" for task in tasks_of(store.state, job))
         listed["array_state_count"] = (
-            f"Queued:{states.count('Q')} Running:{states.count('R')} Exiting:0 Expired:{states.count('X') or states.count('F')} "
+            f"Queued:{states.count('Q')} Running:{states.count('R')} Exiting:0 Expired:{over} "
         )
     if job["index"] is not None:
         listed |= {"job_array_id" if torque else "array_id": job["index"] if torque else job["parent"]}
@@ -194,7 +195,7 @@ def _retyped(value: object) -> object:
     return value
 
 
-def _nested(listed: dict[str, Any]) -> dict[str, Any]:
+def nested(listed: dict[str, Any]) -> dict[str, Any]:
     """``Resource_List.x`` as an object of its own, as in JSON."""
     found: dict[str, Any] = {}
     for name, value in listed.items():
@@ -206,7 +207,7 @@ def _nested(listed: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _options(argv: list[str], flags: str, valued: str, command: str) -> tuple[dict[str, str], list[str]]:
+def options(argv: list[str], flags: str, valued: str, command: str) -> tuple[dict[str, str], list[str]]:
     """Flags and values of a command; its other words."""
     found: dict[str, str] = {}
     operands = []
@@ -232,17 +233,18 @@ def _options(argv: list[str], flags: str, valued: str, command: str) -> tuple[di
 def qstat(store: Store, argv: list[str]) -> int:
     """Jobs, queues (-Q, -q) or the server (-B)."""
     torque = store.config["dialect"] == "torque"
-    flags, operands = _options(
+    flags, operands = options(
         argv, "fxtwanisreqQBGMHTEpc1" + ("" if torque else "J"), "uWF" if not torque else "uW", "qstat"
     )
     with store:
         advance(store)
     if {"Q", "q"} & set(flags):
-        return _queues(store, flags, operands)
+        from tests.doubles.pbs_machine import queues
+
+        return queues(store, flags, operands)
     if "B" in flags:
-        print(
-            f"Server: {store.config['server']}\n    server_state = Active\n    default_queue = {store.config['default_queue']}\n    pbs_version = 23.06.06\n"
-        )
+        print(f"Server: {store.config['server']}\n    server_state = Active")
+        print(f"    default_queue = {store.config['default_queue']}\n    pbs_version = 23.06.06\n")
         return 0
     if flags.get("F", "default") not in ("default", "json", "dsv"):
         raise fail("qstat: invalid argument to -F", 2)
@@ -280,15 +282,17 @@ def _chosen(store: Store, flags: dict[str, str], operands: list[str], history: b
         for word in operands:
             if word.partition("@")[0] not in store.config["queues"] and not word.startswith("@"):
                 raise fail(f"qstat: Unknown queue destination {word}", 170)
-        for job in store.jobs.values():
+        chosen = [
+            job
+            for job in store.jobs.values()
             if (
                 not is_forgotten(store, job)
                 and (job["kind"] != "task" or tasks)
                 and (history or not is_history(store, job))
                 and ("u" not in flags or pwd.getpwuid(os.getuid()).pw_name in flags["u"].split(","))
                 and (not operands or whole(store.state, job)["queue"] in operands)
-            ):
-                chosen.append(job)
+            )
+        ]
         return chosen, 0
     for word in operands:
         if not re.fullmatch(r"\d+(\[\d*\])?(\.[\w.-]+)?(@[\w.-]+)?", word):
@@ -319,7 +323,7 @@ def _as_json(store: Store, chosen: list[Job]) -> None:
         "pbs_server": store.config["server"],
     }
     if chosen:
-        answer["Jobs"] = {job["id"]: _nested(attributes(store, job)) for job in chosen}
+        answer["Jobs"] = {job["id"]: nested(attributes(store, job)) for job in chosen}
     print(json.dumps(answer, indent=4))
 
 
@@ -352,69 +356,9 @@ def _as_table(store: Store, chosen: list[Job]) -> None:
         print(f"{job['id'][:17]:<17} {name:<16} {user[:16]:<16}  {used:>8} {letter(store, job)} {full['queue']:<16}")
 
 
-def _queues(store: Store, flags: dict[str, str], operands: list[str]) -> int:
-    listed: dict[str, dict[str, Any]] = {}
-    for name, queue in store.config["queues"].items():
-        if operands and name not in operands:
-            continue
-        jobs = [
-            whole(store.state, job) for job in store.jobs.values() if job["state"] != "done" and job["kind"] != "array"
-        ]
-        jobs = [job for job in jobs if job["queue"] == name]
-        count = {one: sum(letter(store, job) == one for job in jobs) for one in "QHRWE"}
-        listed[name] = {
-            "queue_type": "Execution",
-            "total_jobs": len(jobs),
-            "state_count": f"Transit:0 Queued:{count['Q']} Held:{count['H']} Waiting:{count['W']} "
-            f"Running:{count['R']} Exiting:0 Begun:0 ",
-        }
-        for key, resource in (("max_walltime", "resources_max"), ("default_walltime", "resources_default")):
-            if queue.get(key) is not None:
-                listed[name][f"{resource}.walltime"] = clock(queue[key])
-        if queue.get("max_run") is not None:
-            listed[name]["max_run"] = f"[u:PBS_GENERIC={queue['max_run']}]"
-        listed[name] |= {"enabled": str(queue.get("enabled", True)), "started": str(queue.get("started", True))}
-    code = 0
-    for word in operands:
-        if word not in listed:
-            sys.stderr.write(f"qstat: Unknown queue destination {word}\n")
-            code = 170
-    if "f" in flags and flags.get("F") == "json":
-        head = {"timestamp": int(time.time()), "pbs_version": "23.06.06", "pbs_server": store.config["server"]}
-        print(json.dumps(head | {"Queue": {name: _nested(one) for name, one in listed.items()}}, indent=4))
-    elif "f" in flags:
-        for name, one in listed.items():
-            print(f"Queue: {name}")
-            for key, value in one.items():
-                print(folded(key, value))
-            print()
-    elif "q" in flags:
-        print(f"\nserver: {store.config['server']}\n")
-        print("Queue            Memory CPU Time Walltime Node   Run   Que   Lm  State")
-        print("---------------- ------ -------- -------- ---- ----- ----- ----  -----")
-        for name, one in listed.items():
-            found = dict(part.split(":") for part in one["state_count"].split())
-            longest = one.get("resources_max.walltime", "--")
-            state = f"{'E' if one['enabled'] == 'True' else 'D'} {'R' if one['started'] == 'True' else 'S'}"
-            print(
-                f"{name:<16}   --      --    {longest:>8}  --  {found['Running']:>5} {found['Queued']:>5}   --   {state}"
-            )
-    else:
-        print("Queue              Max   Tot Ena Str   Que   Run   Hld   Wat   Trn   Ext Type")
-        print("---------------- ----- ----- --- --- ----- ----- ----- ----- ----- ----- ----")
-        for name, one in listed.items():
-            found = dict(part.split(":") for part in one["state_count"].split())
-            yes = {"True": "yes", "False": "no"}
-            print(
-                f"{name:<16} {0:>5} {one['total_jobs']:>5} {yes[one['enabled']]:>3} {yes[one['started']]:>3} "
-                f"{found['Queued']:>5} {found['Running']:>5} {found['Held']:>5} {found['Waiting']:>5}     0     0 Exec"
-            )
-    return code
-
-
 def qselect(store: Store, argv: list[str]) -> int:
     """Ids of jobs by name (-N), state (-s), queue (-q); with -x ended ones too."""
-    flags, operands = _options(argv, "xTzHJ", "NsqualcehmprSptPA", "qselect")
+    flags, operands = options(argv, "xTzHJ", "NsqualcehmprSptPA", "qselect")
     if operands:
         raise fail("usage: qselect [-N name] [-s states] [-q destination] [-u users] [-x] ...", 2)
     with store:
@@ -431,78 +375,4 @@ def qselect(store: Store, argv: list[str]) -> int:
         if "s" in flags and letter(store, job) not in flags["s"]:
             continue
         print(job["id"])
-    return 0
-
-
-def pbsnodes(store: Store, argv: list[str]) -> int:
-    """Nodes with what they have and what is assigned (-a, -av, -F json; -l: only those that are not free)."""
-    flags, operands = _options(argv, "avlSjLx", "Fs", "pbsnodes")
-    free, used, taken = free_nodes(store.config, store.peek())
-    listed: dict[str, dict[str, Any]] = {}
-    code = 0
-    for name in operands:
-        if name not in store.config["nodes"]:
-            sys.stderr.write(f"Node: {name},  Error: Unknown node \n")
-            code = 1
-    for name, node in store.config["nodes"].items():
-        if operands and name not in operands:
-            continue
-        on = name in node_names(store.config)
-        busy = on and (name in taken or free[name]["ncpus"] <= 0)
-        state = ("job-exclusive" if name in taken else "job-busy") if busy else node.get("state", "free")
-        one: dict[str, Any] = {"Mom": node["hostname"], "ntype": "PBS", "state": state, "pcpus": node["ncpus"]}
-        one |= {"resources_available.arch": "linux", "resources_available.host": name}
-        one["resources_available.mem"] = f"{node['mem'] // 1024}kb"
-        one |= {f"resources_available.{what}": node[what] for what in ("ncpus", "ngpus")}
-        one["resources_available.vnode"] = name
-        one["resources_assigned.mem"] = f"{(node['mem'] - free[name]['mem']) // 1024 if on else 0}kb"
-        one |= {f"resources_assigned.{what}": node[what] - free[name][what] if on else 0 for what in ("ncpus", "ngpus")}
-        one |= {"resv_enable": "True", "sharing": "default_shared"}
-        listed[name] = one
-    if store.config["dialect"] == "torque":
-        for name, one in listed.items():
-            node = store.config["nodes"][name]
-            print(
-                f"{name}\n     state = {one['state'].replace('job-busy', 'job-exclusive')}\n     np = {node['ncpus']}"
-            )
-            if node.get("features"):
-                print(f"     properties = {','.join(node['features'])}")
-            status = f"opsys=linux,ncpus={node['ncpus']},totmem={node['mem'] // 1024}kb,physmem={node['mem'] // 1024}kb"
-            print(f"     ntype = cluster\n     status = {status}\n     gpus = {node['ngpus']}\n")
-    elif flags.get("F") == "json":
-        head = {"timestamp": int(time.time()), "pbs_version": "23.06.06", "pbs_server": store.config["server"]}
-        print(json.dumps(head | {"nodes": {name: _nested(one) for name, one in listed.items()}}, indent=4))
-    else:
-        for name, one in listed.items():
-            if "l" in flags:
-                if one["state"] not in ("free", "job-busy", "job-exclusive"):
-                    print(f"{name:<20} {one['state']}")
-                continue
-            print(name + "".join(f"\n     {key} = {value}" for key, value in one.items()) + "\n")
-    return code
-
-
-def qmgr(store: Store, argv: list[str]) -> int:
-    """Only what anybody may: ``-c 'list queue …'``, ``'list server'``, ``'print …'``."""
-    flags, _ = _options(argv, "aenz", "c", "qmgr")
-    words = flags.get("c", "").split()
-    if len(words) < 2 or words[0] not in ("list", "print", "l", "p"):
-        raise fail("qmgr obj= svr=default: Unauthorized Request ", 1)
-    if words[1].startswith("s"):
-        print(f"Server {store.config['server']}\n    default_queue = {store.config['default_queue']}")
-        print(f"    job_history_enable = {store.config['history']}\n")
-        return 0
-    names = [word.rstrip(",") for word in words[2:]]
-    for name in names:
-        if name not in store.config["queues"]:
-            raise fail(f"qmgr obj={name} svr=default: Unknown queue ", 1)
-    for name, queue in store.config["queues"].items():
-        if names and name not in names:
-            continue
-        print(f"Queue {name}\n    queue_type = Execution")
-        if queue.get("max_walltime") is not None:
-            print(f"    resources_max.walltime = {clock(queue['max_walltime'])}")
-        if queue.get("default_walltime") is not None:
-            print(f"    resources_default.walltime = {clock(queue['default_walltime'])}")
-        print(f"    enabled = {queue.get('enabled', True)}\n    started = {queue.get('started', True)}\n")
     return 0

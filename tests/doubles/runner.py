@@ -59,7 +59,7 @@ def start(store: Store, job: Job) -> None:
         store.forget_lock()
         _become_runner(store, write)
         _Runner(store, job["id"], whole(store.state, job)).run()
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # nobody else would ever see it
         import traceback
 
         with open(store.path("runner.log"), "a", encoding="utf-8") as file:
@@ -166,7 +166,7 @@ class _Runner:
                 elif how in ("cancel", "vacate") and kill_at is None:
                     self.why = how
                     kill_at = now + grace
-                    send(self._session(), signal.SIGTERM)
+                    send(self._session(), number or signal.SIGTERM)
                 elif how == "kill":
                     self.why = self.why or "cancel"
                     kill_at = 0.0
