@@ -16,17 +16,22 @@ import re
 import secrets
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
-from dlhpc.files import current_umask, storage_errors
+from dlhpc.files import current_umask, fsync_folder, storage_errors
 from dlhpc.schedulers.base import Abilities, Header, JobRequest, JobState, JobStatus, StartEstimate
-from dlhpc.schedulers.local_processes import OWN_VARIABLES, boot_id
+from dlhpc.schedulers.local_dependencies import obstacle
+from dlhpc.schedulers.local_processes import OWN_VARIABLES
 from dlhpc.schedulers.local_queue import (
     CANCELLED,
+    Capacity,
     View,
+    Waiting,
     advance,
+    end_unstarted,
+    fit,
     holder,
     is_alive,
     look_after,
@@ -34,7 +39,7 @@ from dlhpc.schedulers.local_queue import (
     offered_gpus,
     why_waiting,
 )
-from dlhpc.schedulers.local_spool import Ended, Job, JobFolder, Spool, Started, parse_id
+from dlhpc.schedulers.local_spool import Job, JobFolder, Spool, parse_id
 
 CANCEL_MARGIN_S = 20.0
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY|AUTH", re.IGNORECASE)
@@ -53,15 +58,13 @@ def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
 class LocalScheduler:
     """See :class:`dlhpc.schedulers.base.Scheduler`."""
 
-    abilities = Abilities()
+    abilities = Abilities(dependencies=True, hold=True)
 
     def directives(self, header: Header) -> list[str]:
         """A comment: this scheduler is told by the call of :meth:`submit`."""
         gpus = f", {header.gpus_per_node} GPUs" if header.gpus_per_node else ""
-        return [
-            f"# The local scheduler reads no directives: {header.ranks_per_node} ranks × {header.cores_per_rank} cores"
-            f"{gpus}, walltime {header.walltime_seconds} s."
-        ]
+        wanted = f"{header.ranks_per_node} ranks × {header.cores_per_rank} cores{gpus}"
+        return [f"# The local scheduler reads no directives: {wanted}, walltime {header.walltime_seconds} s."]
 
     def submission(self, request: JobRequest) -> list[str]:
         """There is no command: dlhpc itself starts the script."""
@@ -76,7 +79,6 @@ class LocalScheduler:
             name=request.header.name,
             script=os.path.abspath(request.script),
             log=os.path.abspath(request.header.output),
-            arguments=[],
             cores=request.header.ranks_per_node * request.header.cores_per_rank,
             gpus=request.header.gpus_per_node,
             walltime_seconds=request.header.walltime_seconds,
@@ -84,13 +86,14 @@ class LocalScheduler:
             submitted=time.time(),
             token=secrets.token_hex(16),
             umask=current_umask(),
+            after=[[dependency.job_id, dependency.kind] for dependency in request.after],
         )
         with storage_errors(job.script, "read"), open(job.script, "rb"):
             pass
         with storage_errors(job.log):
             Path(job.log).parent.mkdir(parents=True, exist_ok=True)
         with spool.lock():
-            folder = spool.tagged(request.tag) or spool.add(job, kept_environment(os.environ))
+            folder = spool.tagged(request.tag) or spool.add(job, kept_environment(os.environ), held=request.held)
             try:
                 spool.prune()
                 advance(spool)
@@ -100,7 +103,10 @@ class LocalScheduler:
 
     def member_ids(self, array_id: str, indices: Sequence[int]) -> list[str]:
         """There are no arrays."""
-        raise NotImplementedError(array_id, indices)
+        raise UserError(
+            f"the local scheduler has no arrays: {array_id} is one job, without {len(indices)} tasks",
+            remedy="Submit the tasks as single jobs.",
+        )
 
     def query(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
         """Where these jobs stand. This also starts what can start, so that a queue goes on after a reboot."""
@@ -146,50 +152,83 @@ class LocalScheduler:
         return []
 
     def hold(self, job_ids: Sequence[str]) -> None:
-        """Not able."""
-        raise UserError("the local scheduler cannot hold a job", remedy="Cancel it and submit it later.")
+        """Keep waiting jobs from starting. One that has started is a :class:`UserError`, and the others are held."""
+        late: list[str] = []
+        spool = Spool.here()
+        with spool.lock():
+            for job_id, folder in self._own(spool, job_ids):
+                if folder.has_started() or folder.has_ended():
+                    late.append(job_id)
+                    continue
+                with storage_errors(folder.hold):
+                    folder.hold.touch()
+                    fsync_folder(folder.path)
+            advance(spool)
+        if late:
+            raise UserError(
+                f"too late to hold {', '.join(late)}: only a job that has not started can be held",
+                remedy="Cancel it, if it shall not go on.",
+            )
 
     def release(self, job_ids: Sequence[str]) -> None:
-        """Not able."""
-        raise UserError("the local scheduler holds no job", remedy="Nothing was done.")
+        """Let held jobs start; one that is not held is left as it is."""
+        spool = Spool.here()
+        with spool.lock():
+            for _, folder in self._own(spool, job_ids):
+                with storage_errors(folder.hold):
+                    folder.hold.unlink(missing_ok=True)
+            advance(spool)
 
     def requeue(self, job_id: str) -> None:
         """Not able."""
-        raise UserError("the local scheduler cannot requeue a job", remedy="Submit it again.")
+        raise UserError(f"the local scheduler cannot requeue job {job_id}", remedy="Submit it again.")
 
     def estimate_start(self, request: JobRequest) -> StartEstimate:
-        """At once, or when those before it have left enough cores: how long they take is not known."""
+        """At once if there is room for it now; how long the others take is not known."""
         spool = Spool.here()
+        view = View()
         if spool.live():
-            return StartEstimate(None, "other jobs of yours are in this machine's queue")
-        return StartEstimate(time.time(), "this machine's queue is empty")
+            with spool.lock():
+                view = advance(spool)
+        if view.first is not None:
+            return StartEstimate(None, f"waits behind job {spool.job_id(view.first.folder)} of this machine's queue")
+        header = request.header
+        wanted = Waiting(JobFolder(spool.folder), header.ranks_per_node * header.cores_per_rank, header.gpus_per_node)
+        if fit(wanted, view.running, Capacity(offered_cores(), offered_gpus() if wanted.gpus else 0)) is None:
+            holders = ", ".join(spool.job_id(other.folder) for other in view.running)
+            return StartEstimate(None, f"waits for this machine's running jobs: {holders}")
+        return StartEstimate(time.time(), "this machine has room for it now")
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """End the jobs: TERM to the script, KILL to all processes after its grace. Returns when none is left."""
         for job_id in job_ids:
             self._cancel(job_id)
 
+    @staticmethod
+    def _own(spool: Spool, job_ids: Sequence[str]) -> Iterator[tuple[str, JobFolder]]:
+        """Those of the jobs that this machine knows; one that waits or runs on another is a :class:`UserError`."""
+        for job_id in job_ids:
+            known = parse_id(job_id)
+            if known is None:
+                continue
+            number, host = known
+            folder = Spool.of(host).folder_of(number)
+            if folder is None:
+                continue
+            if host == spool.host:
+                yield job_id, folder
+            elif not folder.has_ended():
+                raise UserError(f"job {job_id} belongs to the machine {host}", remedy="Repeat the command there.")
+
     def _cancel(self, job_id: str) -> None:
         spool = Spool.here()
-        known = parse_id(job_id)
-        if known is None:
-            return
-        number, host = known
-        if host != spool.host:
-            elsewhere = Spool.of(host).folder_of(number)
-            if elsewhere is not None and not elsewhere.has_ended():
-                raise UserError(f"job {job_id} belongs to the machine {host}", remedy="Repeat the command there.")
-            return
-        if spool.folder_of(number) is None:
+        if not any(self._own(spool, [job_id])):
             return
         with spool.lock():
-            folder = spool.folder_of(number)
+            folder = next((own for _, own in self._own(spool, [job_id])), None)
             if folder is None or folder.has_ended():
                 return
-            now = time.time()
-            nobody = Started(0, "", boot_id(), 0, [], now)  # no process: none is ever taken for its supervisor
-            if not folder.has_started() and folder.claim(nobody):
-                folder.record_end(Ended(None, CANCELLED, None, now))
+            if end_unstarted(spool, folder, CANCELLED):
                 advance(spool)
                 return
             found = look_after(folder, CANCELLED)
@@ -198,7 +237,7 @@ class LocalScheduler:
                 return
             with contextlib.suppress(ProcessLookupError):  # it has ended at this moment
                 os.kill(found.supervisor, signal.SIGUSR1)
-        self._await_end(spool, number, job_id)
+        self._await_end(spool, folder.number, job_id)
 
     @staticmethod
     def _await_end(spool: Spool, number: int, job_id: str) -> None:
@@ -242,8 +281,10 @@ class LocalScheduler:
             if folder.has_ended():
                 return _ended(job_id, folder)
             if not folder.has_started():
-                folder.job()
-                return JobStatus(job_id, JobState.QUEUED, reason=why_waiting(folder, view, spool))
+                blocked = obstacle(folder, folder.job())
+                state = JobState.HELD if blocked is not None and blocked.held else JobState.QUEUED
+                reason = blocked.reason if blocked is not None else why_waiting(folder, view, spool)
+                return JobStatus(job_id, state, reason=reason)
             started = folder.started()
             if is_alive(started):
                 return JobStatus(job_id, JobState.RUNNING, started=started.started)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.process import ask
+from dlhpc.schedulers.local_dependencies import obstacle
 from dlhpc.schedulers.local_processes import (
     JOB_VARIABLE,
     SUPERVISOR_VARIABLE,
@@ -138,8 +139,14 @@ def advance(spool: Spool) -> View:
     for folder in queued:
         try:
             job = folder.job()
+            blocked = obstacle(folder, job)
         except StorageError:
             continue  # it is shown as unknown, and holds up nobody
+        if blocked is not None:  # others go past it
+            if blocked.for_ever:
+                with contextlib.suppress(StorageError):  # a full disk: it is recorded another time
+                    end_unstarted(spool, folder, blocked.reason)
+            continue
         if job.gpus and gpus is None:
             gpus = offered_gpus()
         capacity = Capacity(cores, gpus or 0)
@@ -153,6 +160,17 @@ def advance(spool: Spool) -> View:
             return View(tuple(running), waiting, capacity, error)
         running.append(Running(folder, job.cores, frozenset(given)))
     return View(tuple(running), None, capacity)
+
+
+def end_unstarted(spool: Spool, folder: JobFolder, reason: str) -> bool:
+    """End a job that has not started; false if it has. Only under the lock."""
+    now = time.time()
+    nobody = Started(0, "", boot_id(), 0, [], now)  # no process: none is ever taken for its supervisor
+    if folder.has_started() or not folder.claim(nobody):
+        return False
+    folder.record_end(Ended(None, reason, None, now))
+    spool.put_away(folder)
+    return True
 
 
 def holder(folder: JobFolder) -> Running | None:

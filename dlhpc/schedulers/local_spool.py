@@ -6,7 +6,8 @@
                last          the last number given to a job
                jobs/N-TAG/   waiting and running jobs; N the number, TAG a hash of the job's tag
                ended/N-TAG/  the others, the newest thousand of the last thirty days
-    in a job:  job.json, environment.json (until it starts), started.json, ended.json, reserve (until it ends)
+    in a job:  job.json, environment.json (until it starts), held (while it may not start), started.json, ended.json,
+               reserve (until it ends)
 
 A job's folder appears whole. Whoever creates ``started.json``, which succeeds only once, owns the job: a supervisor
 that runs it, or a ``cancel`` that ends it before it began. ``ended.json`` is the last word.
@@ -24,7 +25,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
@@ -65,7 +66,6 @@ class Job(_Record):
     name: str
     script: str
     log: str
-    arguments: list[str]
     cores: int
     gpus: int
     walltime_seconds: int
@@ -75,6 +75,8 @@ class Job(_Record):
     """Carried in the environment of every process of the job, so that each can be found again."""
     umask: int | None = None
     """Of the submitting process: the job may be started by another, with another umask."""
+    after: list[list[str]] = field(default_factory=list)
+    """Jobs that must have ended before: pairs of an id and ``afterok``, ``afternotok`` or ``afterany``."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Ended(_Record):
     exit_code: int | None
     reason: str | None
     started: float | None
+    """None if it never ran."""
     ended: float
 
 
@@ -109,6 +112,11 @@ class JobFolder:
     def number(self) -> int:
         """The number in the job's id."""
         return int(self.path.name.partition("-")[0])
+
+    @property
+    def hold(self) -> Path:
+        """While this file is there, the job may not start. Made and removed only under the lock."""
+        return self.path / "held"
 
     def has_ended(self) -> bool:
         """Whether the job is over."""
@@ -169,8 +177,8 @@ class JobFolder:
                     os.fsync(file.fileno())
                 os.replace(reserve, path)
         with contextlib.suppress(OSError):
-            reserve.unlink(missing_ok=True)
-            (self.path / "environment.json").unlink(missing_ok=True)
+            for path in (reserve, self.path / "environment.json", self.hold):
+                path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -269,8 +277,8 @@ class Spool:
             names = os.listdir(self.folder / place)
         return sorted((int(first), name) for name in names if (first := name.partition("-")[0]).isdecimal())
 
-    def add(self, job: Job, environment: Mapping[str, str]) -> JobFolder:
-        """Put a job into the queue and give its folder. Only under the lock."""
+    def add(self, job: Job, environment: Mapping[str, str], *, held: bool = False) -> JobFolder:
+        """Put a job into the queue, held or not, and give its folder. Only under the lock."""
         counter = self.folder / "last"
         given = 0
         with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged: the folders tell as much
@@ -285,6 +293,8 @@ class Spool:
                 _write_durably(making / "job.json", job.encoded())
                 _write_durably(making / "environment.json", json.dumps(dict(environment)).encode())
                 _write_durably(making / "reserve", bytes(_RESERVE_BYTES))
+                if held:
+                    _write_durably(making / "held", b"")
                 fsync_folder(making)
                 os.rename(making, path)
                 fsync_folder(path.parent)

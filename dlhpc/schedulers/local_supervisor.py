@@ -93,12 +93,12 @@ class _Script:
             os.kill(self._process.pid, signal.SIGTERM)  # not reaped yet, so the number is still its own
 
 
-def command(script: Path, arguments: Sequence[str]) -> list[str]:
+def command(script: Path) -> list[str]:
     """The words that run a script: what its first line names, or ``/bin/sh``. It need not be executable."""
     with open(script, "rb") as file:
         first = file.readline(4096)
     words = first[2:].split(maxsplit=1) if first.startswith(b"#!") else []
-    return [*(os.fsdecode(word.strip()) for word in words or [b"/bin/sh"]), str(script), *arguments]
+    return [*(os.fsdecode(word.strip()) for word in words or [b"/bin/sh"]), str(script)]
 
 
 def _note(sentence: str) -> None:
@@ -111,7 +111,7 @@ def _run(job: Job, environment: dict[str, str], signals: _Signals) -> tuple[int,
     if signals.stop:
         return 128 + signal.SIGTERM, signals.stop
     try:
-        script = _Script(command(Path(job.script), job.arguments), str(Path(job.script).parent), environment)
+        script = _Script(command(Path(job.script)), str(Path(job.script).parent), environment)
     except OSError as error:
         code = 127 if isinstance(error, FileNotFoundError) else 126
         return code, f"the script could not be started: {error}"

@@ -12,18 +12,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from dlhpc.errors import StorageError, UserError
-from dlhpc.schedulers.base import JobRequest, JobState, JobStatus, get_scheduler
-from dlhpc.schedulers.local_spool import JobFolder, Spool
-
-PATIENCE_S = 40.0
-ROOT = Path(__file__).parents[2]
+from dlhpc.schedulers.base import JobState
+from dlhpc.schedulers.local_spool import Spool
+from tests.schedulers.desk import ROOT, Desk, until
 
 # A daemon as launchers start them: forked twice, in its own session; it leaves its number in the file `daemon`.
 DAEMON = f"""{sys.executable} -c '
@@ -37,86 +36,11 @@ time.sleep(300)'
 """
 
 
-def until(what: Callable[[], object]) -> None:
-    """Wait until it holds; the machine may be busy."""
-    end = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
-
-
 def is_dead(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-class Desk:
-    """A user at a machine: writes scripts, submits them and looks at what happened."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.scheduler = get_scheduler("local")
-
-    def request(
-        self, tag: str, text: str, *, cores: int = 1, gpus: int = 0, walltime: int = 120, grace: int = 5
-    ) -> JobRequest:
-        script = self.folder / f"{tag}.sh"
-        script.write_text(f"#!/bin/sh\n{text}\n")
-        log = self.folder / "logs" / f"{tag}.out"
-        return JobRequest(tag, f"name of {tag}", script, log, (), cores, gpus, walltime, grace)
-
-    def submit(self, tag: str, text: str, **more: int) -> str:
-        return self.scheduler.submit(self.request(tag, text, **more))
-
-    def elsewhere(self, tag: str, text: str, **more: int) -> list[str]:
-        """The command line that submits this from another process, saying `ready` just before, then the id."""
-        request = self.request(tag, text, **more)
-        code = (
-            "from pathlib import Path, PosixPath\n"
-            "from dlhpc.schedulers.base import JobRequest, get_scheduler\n"
-            "scheduler = get_scheduler('local')\n"
-            "print('ready', flush=True)\n"
-            f"print(scheduler.submit({request!r}), flush=True)"
-        )
-        return [sys.executable, "-c", code]
-
-    def status(self, job: str) -> JobStatus:
-        return self.scheduler.query([job])[job]
-
-    def ended(self, job: str) -> JobStatus:
-        until(lambda: self.status(job).state == JobState.ENDED)
-        return self.status(job)
-
-    def log(self, tag: str) -> str:
-        return (self.folder / "logs" / f"{tag}.out").read_text()
-
-    def has(self, name: str) -> Callable[[], bool]:
-        return (self.folder / name).exists
-
-    def pid(self, name: str) -> int:
-        until(lambda: (self.folder / name).exists() and (self.folder / name).read_text().strip())
-        return int((self.folder / name).read_text())
-
-    def job_folder(self, job: str) -> JobFolder:
-        folder = Spool.here().folder_of(int(job.partition(".")[0]))
-        assert folder is not None
-        return folder
-
-
-@pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    monkeypatch.setenv("DLHPC_LOCAL_SPOOL", str(tmp_path / "spool"))
-    monkeypatch.setenv("DLHPC_LOCAL_CORES", "2")
-    monkeypatch.setenv("DLHPC_LOCAL_GPUS", "0")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    folder = tmp_path / "my runs"
-    folder.mkdir()
-    desk = Desk(folder)
-    yield desk
-    for job in [Spool.here().job_id(live) for live in reversed(Spool.here().live())]:
-        desk.scheduler.cancel(job)
 
 
 # --- A job from beginning to end --------------------------------------------------------------------------------
@@ -132,14 +56,12 @@ def test_a_script_runs_in_its_folder_and_its_exit_code_is_known(desk: Desk) -> N
     assert desk.log("a") == f"{desk.folder}\njob {job}\noops\n"
 
 
-def test_output_is_added_to_an_existing_log_and_arguments_arrive_whole(desk: Desk) -> None:
-    request = desk.request("a", "printf '%s|' \"$@\"")
-    request.log.parent.mkdir()
-    request.log.write_text("earlier\n")
-    words = ("two words", "$(id)", "日本")
-    job = desk.scheduler.submit(JobRequest(**{**vars(request), "arguments": words}))
-    desk.ended(job)
-    assert desk.log("a") == "earlier\ntwo words|$(id)|日本|"
+def test_output_is_added_to_an_existing_log_and_the_script_gets_no_arguments(desk: Desk) -> None:
+    log = desk.request("a", "").header.output
+    log.parent.mkdir()
+    log.write_text("earlier\n")
+    desk.ended(desk.submit("a", 'echo "later, $# arguments"'))
+    assert desk.log("a") == "earlier\nlater, 0 arguments\n"
 
 
 def test_a_script_killed_by_a_signal_has_128_and_the_signal(desk: Desk) -> None:
@@ -173,7 +95,8 @@ def test_a_script_that_has_gone_ends_the_job_with_127(desk: Desk) -> None:
 def test_a_run_folder_removed_while_the_job_waits_does_not_stop_the_queue(desk: Desk) -> None:
     desk.submit("first", "sleep 0.5", cores=2)
     request = desk.request("lost", "echo never")
-    lost = desk.scheduler.submit(JobRequest(**{**vars(request), "log": desk.folder / "run" / "lost.out"}))
+    header = replace(request.header, output=desk.folder / "run" / "lost.out")
+    (lost,) = desk.scheduler.submit(replace(request, header=header))
     last = desk.submit("last", "exit 3")
     (desk.folder / "run").rmdir()
     status = desk.ended(lost)
@@ -229,7 +152,7 @@ def test_a_job_larger_than_the_machine_is_refused_with_numbers(desk: Desk) -> No
         desk.submit("a", "true", cores=3)
     with pytest.raises(UserError, match="asks for 1 GPUs and this machine offers 0"):
         desk.submit("a", "true", gpus=1)
-    assert desk.scheduler.find("a") is None
+    assert desk.find("a") is None
 
 
 def test_gpus_are_given_out_once_each(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,11 +198,11 @@ def test_one_tag_is_one_job_even_when_submitted_twice_at_once(desk: Desk) -> Non
 def test_a_job_is_found_by_its_tag_while_it_waits_runs_and_after(desk: Desk) -> None:
     first = desk.submit("a", "until test -f go; do sleep 0.05; done", cores=2)
     second = desk.submit("b", "true", cores=2)
-    assert (desk.scheduler.find("a"), desk.scheduler.find("b")) == (first, second)
+    assert (desk.find("a"), desk.find("b")) == (first, second)
     (desk.folder / "go").touch()
     desk.ended(second)
-    assert (desk.scheduler.find("a"), desk.scheduler.find("b")) == (first, second)
-    assert desk.scheduler.find("c") is None
+    assert (desk.find("a"), desk.find("b")) == (first, second)
+    assert desk.find("c") is None
 
 
 def test_ids_that_nobody_gave_are_gone(desk: Desk) -> None:
@@ -288,7 +211,7 @@ def test_ids_that_nobody_gave_are_gone(desk: Desk) -> None:
     assert {status.state for status in desk.scheduler.query(ids).values()} == {JobState.GONE}
     assert desk.scheduler.query([]) == {}
     for job in ids:
-        desk.scheduler.cancel(job)
+        desk.cancel(job)
 
 
 def test_a_number_is_never_given_twice(desk: Desk) -> None:
@@ -324,17 +247,17 @@ def test_a_script_that_ignores_term_is_killed_with_all_its_processes(desk: Desk)
 def test_cancel_ends_the_whole_tree_and_says_so(desk: Desk) -> None:
     job = desk.submit("a", f"{DAEMON}\nsleep 300 & echo $! > child; env -i setsid sleep 300 & echo $! > bare; wait")
     pids = [desk.pid(name) for name in ("daemon", "child", "bare")]
-    desk.scheduler.cancel(job)
+    desk.cancel(job)
     assert all(is_dead(pid) for pid in pids)
     status = desk.status(job)
     assert (status.state, status.exit_code, status.reason) == (JobState.ENDED, 143, "cancelled")
-    desk.scheduler.cancel(job)
+    desk.cancel(job)
 
 
 def test_a_cancelled_job_may_clean_up(desk: Desk) -> None:
     job = desk.submit("a", "trap 'sleep 0.3; echo cleaned; exit 9' TERM; touch up; sleep 300 & wait", grace=30)
     until(desk.has("up"))
-    desk.scheduler.cancel(job)
+    desk.cancel(job)
     assert "cleaned" in desk.log("a")
     assert desk.status(job).exit_code == 9
 
@@ -344,7 +267,7 @@ def test_a_waiting_job_is_cancelled_without_ever_running_and_the_next_moves_up(d
     big = desk.submit("b", "touch b-ran", cores=2)
     small = desk.submit("c", "touch c-ran", cores=1)
     assert desk.status(small).state == JobState.QUEUED
-    desk.scheduler.cancel(big)
+    desk.cancel(big)
     assert (desk.status(big).state, desk.status(big).reason) == (JobState.ENDED, "cancelled")
     until(desk.has("c-ran"))
     assert not desk.has("b-ran")()
@@ -360,7 +283,7 @@ def test_a_job_survives_a_closed_terminal(desk: Desk) -> None:
         os.chdir(ROOT)
         os.execv(line[0], line)
     said = b""
-    until(lambda: desk.scheduler.find("a"))
+    until(lambda: desk.find("a"))
     with contextlib.suppress(OSError):
         while b"." not in said:
             said += os.read(terminal, 1000)
@@ -368,7 +291,7 @@ def test_a_job_survives_a_closed_terminal(desk: Desk) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    job = desk.scheduler.find("a")
+    job = desk.find("a")
     assert job is not None
     assert desk.ended(job).exit_code == 0
     assert desk.log("a") == "survived\n"
@@ -388,7 +311,7 @@ def test_submit_killed_at_any_moment_leaves_a_whole_job_or_none(desk: Desk) -> N
         time.sleep(rng.random() * 0.12)
         process.kill()
         process.communicate()
-    found = {tag: job for i in range(12) if (job := desk.scheduler.find(tag := f"t{i}"))}
+    found = {tag: job for i in range(12) if (job := desk.find(tag := f"t{i}"))}
     assert all(desk.ended(job).exit_code == 0 for job in found.values())
     ran = Counter((desk.folder / "marks").read_text().split()) if found else Counter()
     assert ran == Counter(list(found))
@@ -411,7 +334,7 @@ def test_cancel_works_without_a_supervisor(desk: Desk) -> None:
     job = desk.submit("a", f"{DAEMON}\nwait")
     pid = desk.pid("daemon")
     os.kill(desk.job_folder(job).started().pid, signal.SIGKILL)
-    desk.scheduler.cancel(job)
+    desk.cancel(job)
     assert is_dead(pid)
     assert (desk.status(job).state, desk.status(job).reason) == (JobState.ENDED, "cancelled")
 
@@ -448,7 +371,7 @@ def test_a_job_submitted_from_within_a_job_outlives_it(desk: Desk) -> None:
     (desk.folder / "submit.py").write_text(line[2])
     outer = desk.submit("outer", f"{sys.executable} submit.py")
     assert desk.ended(outer).exit_code == 0
-    inner = desk.scheduler.find("inner")
+    inner = desk.find("inner")
     assert inner is not None
     assert desk.status(inner).state == JobState.RUNNING
     (desk.folder / "go").touch()
@@ -469,7 +392,7 @@ def test_damaged_files_are_no_traceback_and_hold_up_nobody(desk: Desk, damage: s
     assert "job.json" in (status.reason or "")
     (desk.folder / "go").touch()
     assert desk.ended(after).exit_code == 0
-    desk.scheduler.cancel(broken)
+    desk.cancel(broken)
     assert desk.status(broken).state == JobState.ENDED
 
 
@@ -523,7 +446,7 @@ def test_on_a_full_disk_nothing_is_half_submitted_and_no_exit_code_is_lost(
             pass
     with pytest.raises(StorageError, match="No space left"):
         desk.submit("b", "true")
-    assert desk.scheduler.find("b") is None
+    assert desk.find("b") is None
     assert desk.status(job).state == JobState.RUNNING
     (desk.folder / "go").touch()
     assert desk.ended(job).exit_code == 6

@@ -39,7 +39,6 @@ def job(tag: str = "run-1", **more: object) -> Job:
         "name": "faces",
         "script": "/runs/job.sh",
         "log": "/runs/1.out",
-        "arguments": ["1"],
         "cores": 1,
         "gpus": 0,
         "walltime_seconds": 60,
@@ -125,7 +124,7 @@ def test_cores_and_gpus_can_be_offered_by_hand(monkeypatch: pytest.MonkeyPatch, 
 def test_a_script_is_run_by_what_its_first_line_names(tmp_path: Path, first: bytes, words: list[str]) -> None:
     script = tmp_path / "job.sh"
     script.write_bytes(first + b"exit 0\n" if first else b"")
-    assert command(script, ["a b"]) == [*words, str(script), "a b"]
+    assert command(script) == [*words, str(script)]
 
 
 def test_ids() -> None:
@@ -145,7 +144,7 @@ def test_nothing_that_looks_secret_is_kept() -> None:
 
 
 def test_a_job_is_written_and_read_back_whatever_its_paths_are(spool: Spool) -> None:
-    odd = job(script=os.fsdecode(b"/runs/\xff\n/\xe6\x97\xa5.sh"), arguments=["", "a\nb"])
+    odd = job(script=os.fsdecode(b"/runs/\xff\n/\xe6\x97\xa5.sh"), after=[["1.host", "afterok"]])
     with spool.lock():
         folder = spool.add(odd, {"NAME": os.fsdecode(b"\xff")})
     assert folder.job() == odd
@@ -224,13 +223,15 @@ def test_jobs_of_another_host_that_shares_the_home_are_known_but_not_judged(spoo
         running.claim(Started(1, "1", "boot", 1, [], 2.0))
         over.record_end(Ended(75, None, 1.0, 2.0))
     scheduler = get_scheduler("local")
-    assert scheduler.find("a") == "1.other-host"
+    assert scheduler.find("a") == ["1.other-host"]
     status = scheduler.query(["1.other-host", "2.other-host", "3.other-host"])
     assert [one.state for one in status.values()] == [JobState.UNKNOWN, JobState.ENDED, JobState.GONE]
     assert status["2.other-host"].exit_code == 75
     with pytest.raises(UserError, match="belongs to the machine other-host"):
-        scheduler.cancel("1.other-host")
-    scheduler.cancel("2.other-host")
+        scheduler.cancel(["1.other-host"])
+    with pytest.raises(UserError, match="belongs to the machine other-host"):
+        scheduler.hold(["1.other-host"])
+    scheduler.cancel(["2.other-host"])
 
 
 def test_a_process_is_known_by_number_birth_and_boot() -> None:
