@@ -52,6 +52,8 @@ class Progress:
     """The job of the attempt that has begun and not concluded."""
     waiting: tuple[str, ...] = ()
     """Jobs that have not begun, in the order in which they will."""
+    begun_meanwhile: tuple[str, ...] = ()
+    """Jobs that began while a submission was open: a quick scheduler starts one before its id is on record."""
     last_job: str | None = None
     ended: RunState | None = None
     """Finished, failed, cancelled or not submitted, as far as the latest attempt's events say."""
@@ -102,10 +104,11 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
         case Event.SUBMITTING:
             number = now.submissions + 1
             again = {} if details.get("ahead") else {"ended": None, "reason": None, "final": False, "tail": ()}
-            return {"submissions": number, "open_submission": number, **again}
+            return {"submissions": number, "open_submission": number, "begun_meanwhile": (), **again}
         case Event.SUBMITTED:
             ids = tuple(str(one) for one in details.get("job_ids", ()))
-            return {"open_submission": None, "waiting": now.waiting + ids, "last_job": (ids or (now.last_job,))[-1]}
+            new = tuple(one for one in ids if one not in now.begun_meanwhile)
+            return {"open_submission": None, "waiting": now.waiting + new, "last_job": (ids or (now.last_job,))[-1]}
         case Event.SUBMIT_FAILED:
             if details.get("ahead"):
                 return {"open_submission": None}
