@@ -28,6 +28,7 @@ _COMMANDS = {
     "resume": ("dlhpc.cli.status:resume", "Go on with a run that is over but not finished."),
     "report": ("dlhpc.cli.report:report", "Write the report of a run as one web page."),
     "predict": ("dlhpc.cli.predict:predict", "Let a trained network name pictures."),
+    "site": ("dlhpc.cli.site:site", "Describe a machine and check the description (for centre staff)."),
     "env": ("dlhpc.cli.env:env", "Build software environments (for centre staff)."),
 }
 
