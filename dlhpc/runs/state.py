@@ -76,13 +76,13 @@ class Progress:
     @property
     def job_id(self) -> str | None:
         """The one job to name when one is to be named."""
-        return self.jobs[0] if self.jobs else self.last_job
+        return self.jobs[0] if self.jobs and not self.final else self.last_job
 
     @property
     def attempt(self) -> int:
         """The attempt that runs, or else the one that waits, or else the last one; 0 if none was ever submitted."""
         waits = self.current is None and (self.waiting or self.open_submission is not None)
-        return self.begun + 1 if waits or (self.begun == 0 and self.submissions) else self.begun
+        return self.begun + 1 if (waits and not self.final) or (self.begun == 0 and self.submissions) else self.begun
 
 
 def progress(entries: Sequence[Entry]) -> Progress:
@@ -108,7 +108,8 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
         case Event.SUBMITTED:
             ids = tuple(str(one) for one in details.get("job_ids", ()))
             new = tuple(one for one in ids if one not in now.begun_meanwhile)
-            return {"open_submission": None, "waiting": now.waiting + new, "last_job": (ids or (now.last_job,))[-1]}
+            named = now.last_job if details.get("ahead") or not ids else ids[0]
+            return {"open_submission": None, "waiting": now.waiting + new, "last_job": named}
         case Event.SUBMIT_FAILED:
             if details.get("ahead"):
                 return {"open_submission": None}
@@ -120,6 +121,7 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
                 "begun": entry.attempt or now.begun + 1,
                 "current": job,
                 "waiting": waiting,
+                "begun_meanwhile": (*now.begun_meanwhile, str(job)),
                 "last_job": job,
                 **again,
             }

@@ -17,7 +17,7 @@ from dlhpc.runs.curves import Point, forget_after, read_points, write_points
 from dlhpc.runs.directory import RunDirectory, create_run
 from dlhpc.runs.find import all_runs, find_run
 from dlhpc.runs.journal import Event, read_journal, record
-from dlhpc.runs.state import JobView, RunState, progress, state_of
+from dlhpc.runs.state import JobView, Progress, RunState, progress, state_of
 
 
 def new_run(runs: Path, name: str = "cars") -> RunDirectory:
@@ -132,43 +132,116 @@ def test_points_after_a_checkpoint_are_forgotten_before_they_are_measured_again(
     assert forget_after(tmp_path / "none.jsonl", 30) == 0
 
 
-JOB_RUNS, JOB_OVER = JobView("running"), JobView("over", exit_code=1)
+RUNS, OVER = JobView("running"), JobView("over", exit_code=1)
+
+
+def tell(run: RunDirectory, story: str) -> Progress:
+    """Write a journal from words such as ``submitted:7 begun:7 stopped``; gives what is known then.
+
+    A word's number is the job's; an attempt has its number from its ``begun``. ``ahead:8`` is a submission ahead.
+    """
+    submission = attempt = 0
+    for word in story.split():
+        event, _, job = word.partition(":")
+        about = {"attempt": attempt}
+        if event in ("submitting", "submitted", "ahead"):
+            ahead = {"ahead": True} if event == "ahead" else {}
+            submission += 1
+            record(run, Event.SUBMITTING, submission=submission, attempt=attempt + 1, **ahead)
+            if job:
+                record(
+                    run, Event.SUBMITTED, submission=submission, attempt=attempt + 1, job_ids=job.split(","), **ahead
+                )
+        elif event == "found":
+            record(run, Event.SUBMITTED, submission=submission, attempt=attempt, job_ids=[job])
+        elif event == "begun":
+            attempt += 1
+            record(run, Event.BEGUN, attempt=attempt, job_id=job, host="node1")
+        elif event in ("over", "waiting", "requeued"):
+            record(run, Event.CONCLUDED, **about, job_id=job, next=event)
+        elif event == "job_over":
+            record(run, Event.JOB_OVER, job_ids=[job])
+        elif event == "crashed":
+            record(run, Event.FAILED, **about, retried=True, reason="it crashed", tail=["last words"])
+        else:
+            record(run, Event(event), **about)
+    return progress(read_journal(run)[0])
 
 
 @pytest.mark.parametrize(
-    ("events", "job", "state"),
+    ("story", "jobs", "state"),
     [
-        ([], None, RunState.NOT_SUBMITTED),
-        ([(Event.SUBMITTING, {"attempt": 1})], JobView("unknown"), RunState.UNKNOWN),
-        ([(Event.SUBMITTING, {"attempt": 1}), (Event.SUBMIT_FAILED, {"attempt": 1})], None, RunState.NOT_SUBMITTED),
-        ("submitted", JobView("queued"), RunState.QUEUED),
-        ("submitted", JOB_RUNS, RunState.RUNNING),
-        ("submitted", JOB_OVER, RunState.FAILED),
-        ("submitted", JobView("unknown", reason="no answer"), RunState.UNKNOWN),
-        ("submitted+finished", JOB_RUNS, RunState.RUNNING),  # its script is about to end
-        ("submitted+finished", JOB_OVER, RunState.FINISHED),
-        ("submitted+finished", JobView("unknown"), RunState.FINISHED),
-        ("submitted+finished", None, RunState.FINISHED),
-        ("submitted+failed", JOB_RUNS, RunState.RUNNING),  # it may yet go on with another attempt
-        ("submitted+failed", JOB_OVER, RunState.FAILED),
-        ("submitted+cancelled", JOB_RUNS, RunState.CANCELLED),
-        ("submitted+cancelled+failed", JOB_OVER, RunState.CANCELLED),
-        ("submitted+failed+submitted", JobView("queued"), RunState.QUEUED),
+        ("created", {}, RunState.NOT_SUBMITTED),
+        ("submitting", {}, RunState.UNKNOWN),
+        ("submitting submit_failed", {}, RunState.NOT_SUBMITTED),
+        ("submitted:7", {"7": JobView("queued")}, RunState.QUEUED),
+        ("submitted:7", {"7": JobView("held")}, RunState.HELD),
+        ("submitted:7", {"7": RUNS}, RunState.RUNNING),
+        ("submitted:7", {"7": OVER}, RunState.FAILED),
+        ("submitted:7", {"7": JobView("unknown", reason="no answer")}, RunState.UNKNOWN),
+        ("submitted:7", {}, RunState.UNKNOWN),  # nobody asked
+        ("submitted:7 begun:7", {"7": RUNS}, RunState.RUNNING),
+        ("submitted:7 begun:7", {"7": OVER}, RunState.FAILED),
+        ("submitted:7 begun:7 finished", {"7": RUNS}, RunState.RUNNING),  # its script is about to end
+        ("submitted:7 begun:7 finished", {"7": OVER}, RunState.FINISHED),
+        ("submitted:7 begun:7 finished", {"7": JobView("unknown")}, RunState.FINISHED),
+        ("submitted:7 begun:7 finished", {}, RunState.FINISHED),
+        ("submitted:7 begun:7 failed", {"7": RUNS}, RunState.RUNNING),  # it may yet go on with another attempt
+        ("submitted:7 begun:7 failed", {"7": OVER}, RunState.FAILED),
+        ("submitted:7 begun:7 failed over:7", {}, RunState.FAILED),
+        ("submitted:7 begun:7 cancelled", {"7": RUNS}, RunState.CANCELLED),
+        ("submitted:7 begun:7 cancelled failed", {"7": OVER}, RunState.CANCELLED),
+        ("submitted:7 begun:7 crashed submitted:8", {"7": OVER, "8": JobView("queued")}, RunState.QUEUED),
+        ("submitted:7 begun:7 stopped requeued:7", {"7": JobView("queued")}, RunState.QUEUED),
+        # Jobs that were queued ahead: one of them goes on, or nobody needs them any more.
+        ("submitted:7 ahead:8 begun:7", {"7": RUNS, "8": JobView("queued")}, RunState.RUNNING),
+        ("submitted:7 ahead:8 begun:7 crashed", {"7": OVER, "8": JobView("queued")}, RunState.QUEUED),
+        ("submitted:7 ahead:8 begun:7 crashed", {"7": OVER, "8": JobView("unknown")}, RunState.UNKNOWN),
+        ("submitted:7 ahead:8 begun:7 finished over:7", {"8": JobView("queued")}, RunState.FINISHED),
+        ("submitted:7 ahead:8 begun:7 failed over:7", {"8": OVER}, RunState.FAILED),
     ],
 )
 def test_the_state_is_computed_from_the_journal_and_the_scheduler(
-    tmp_path: Path, events: str | list[tuple[Event, dict[str, int]]], job: JobView | None, state: RunState
+    tmp_path: Path, story: str, jobs: dict[str, JobView], state: RunState
 ) -> None:
+    assert state_of(tell(new_run(tmp_path), story), jobs)[0] is state
+
+
+@pytest.mark.parametrize(
+    ("story", "attempt", "job", "jobs"),
+    [
+        ("created", 0, None, ""),
+        ("submitting", 1, None, ""),
+        ("submitted:7", 1, "7", "7"),
+        ("submitted:7,8,9", 1, "7", "7 8 9"),  # steps of one submission
+        ("submitted:7 begun:7", 1, "7", "7"),
+        ("submitted:7 begun:7 submitted:8", 1, "7", "7 8"),
+        ("submitted:7 begun:7 submitted:8 over:7", 2, "8", "8"),
+        ("submitted:7 begun:7 requeued:7", 2, "7", "7"),
+        ("submitted:7 begun:7 begun:7", 2, "7", "7"),  # the scheduler restarted it
+        ("submitted:7 ahead:8 ahead:9 begun:7", 1, "7", "7 8 9"),
+        ("submitted:7 ahead:8 ahead:9 begun:7 waiting:7", 2, "8", "8 9"),
+        ("submitted:7 ahead:8 begun:7 finished over:7", 1, "7", "8"),  # 8 does not matter any more
+        ("submitted:7 begun:7 ahead:8 failed over:7", 1, "7", "8"),
+        ("submitted:7 begun:7 job_over:7", 1, "7", ""),
+        ("submitted:7 cancelled", 1, "7", "7"),
+        ("submitting begun:7 found:7", 1, "7", "7"),  # it began before its id was on record
+        ("submitting begun:7 finished over:7 found:7", 1, "7", ""),
+    ],
+)
+def test_attempts_count_the_beginnings_and_jobs_are_known_by_their_ids(
+    tmp_path: Path, story: str, attempt: int, job: str | None, jobs: str
+) -> None:
+    now = tell(new_run(tmp_path), story)
+    assert (now.attempt, now.job_id, " ".join(now.jobs)) == (attempt, job, jobs)
+
+
+def test_a_failure_keeps_the_logs_tail_until_another_attempt_begins(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    attempt = 0
-    for word in events.split("+") if isinstance(events, str) else []:
-        if word == "submitted":
-            attempt += 1
-            record(run, Event.SUBMITTING, attempt=attempt)
-        record(run, Event(word), attempt=attempt, job_id="7")
-    for event, details in events if isinstance(events, list) else []:
-        record(run, event, **details)
-    assert state_of(progress(read_journal(run)[0]), job)[0] is state
+    assert tell(run, "submitted:7 begun:7 crashed").tail == ("last words",)
+    record(run, Event.BEGUN, attempt=2, job_id="7", host="node1")
+    now = progress(read_journal(run)[0])
+    assert (now.tail, now.ended, now.final) == ((), None, False)
 
 
 def test_an_empty_name_means_no_run(tmp_path: Path) -> None:
