@@ -90,12 +90,12 @@ def make_run(
     steps = -(-count // global_batch)
     decided: dict[str, Any] = {
         "run_id": "0", "dlhpc_version": "0", "created": "2024-01-01T00:00:00+00:00", "site": "test",
-        "scheduler": "local", "queue": "local", "nodes": 1, "ranks": ranks, "ranks_per_node": ranks,
+        "scheduler": "local", "dialect": None, "queue": "local", "nodes": 1, "ranks": ranks, "ranks_per_node": ranks,
         "cores_per_rank": 1, "gpus_per_rank": 0, "memory_bytes": None, "walltime_seconds": 600,
         "save_margin_seconds": 1, "kill_grace_seconds": 5, "crash_retries": 2, "max_attempts": 10,
-        "launcher": launcher or ("none" if ranks == 1 else "mpirun"), "launch": [], "python": sys.executable,
-        "environment": "test", "environment_prefix": sys.prefix, "exports": {}, "global_batch": global_batch,
-        "steps_per_epoch": steps, "total_steps": steps * whole.training.epochs,
+        "launcher": launcher or ("none" if ranks == 1 else "mpirun"), "launch": [], "hostfile_option": None,
+        "python": sys.executable, "environment": "test", "environment_prefix": sys.prefix, "exports": {},
+        "global_batch": global_batch, "steps_per_epoch": steps, "total_steps": steps * whole.training.epochs,
         "base_rate": whole.learning_rate.base,
         "dataset": DatasetSummary("key", str(packed_folder), classes, count, len(splits["val"][1]), 0),
         "spec": whole.model_dump(mode="json"), **planned,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlhpc.runs.journal import Entry, Event
+from dlhpc.runs.state import RunState, progress
 
 _LAST_WORDS = {Event.FINISHED, Event.STOPPED, Event.FAILED, Event.CANCELLED}
 
@@ -21,8 +22,10 @@ class AttemptRow:
     hosts: tuple[str, ...]
     """Each host once, in the order of ranks."""
     ranks: int | None
-    submitted: float | None
-    started: float | None
+    queued: float | None
+    """Since when it waited: its job's submission, or the end of the attempt before it."""
+    began: float | None
+    """Its job script began."""
     ended: float | None
     last_epoch: float | None
     pictures_per_second: float | None
@@ -33,11 +36,11 @@ class AttemptRow:
 
     @property
     def waited_seconds(self) -> float | None:
-        return _difference(self.submitted, self.started)
+        return _difference(self.queued, self.began)
 
     @property
     def ran_seconds(self) -> float | None:
-        return _difference(self.started, self.ended)
+        return _difference(self.began, self.ended)
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,17 @@ def _difference(start: float | None, end: float | None) -> float | None:
 
 
 def attempt_rows(entries: Sequence[Entry], provenance: Mapping[str, Any]) -> list[AttemptRow]:
-    """Every attempt of the journal, in order."""
-    numbers = sorted({entry.attempt for entry in entries if entry.attempt is not None and entry.attempt > 0})
+    """Every attempt that has begun, in order, and the one that waits or could not be submitted, if there is one."""
+    known = progress(entries)
+    begun = {entry.attempt for entry in entries if entry.event in (Event.BEGUN, Event.STARTED)}
+    refused = known.begun + 1 if known.ended is RunState.NOT_SUBMITTED else None
+    numbers = sorted({number for number in (*begun, known.attempt, refused) if number})
     records = _records(provenance)
-    return [
-        _row(
-            number,
-            [entry for entry in entries if entry.attempt == number],
-            records.get(number, {}),
-            number < numbers[-1],
-        )
-        for number in numbers
-    ]
+    rows: list[AttemptRow] = []
+    for number in numbers:
+        before = rows[-1].ended if rows else None
+        rows.append(_row(number, entries, records.get(number, {}), before, superseded=number < numbers[-1]))
+    return rows
 
 
 def _records(provenance: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
@@ -77,40 +79,71 @@ def _records(provenance: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     }
 
 
-def _row(number: int, entries: list[Entry], record: Mapping[str, Any], superseded: bool) -> AttemptRow:
-    def first(*events: Event) -> Entry | None:
-        return next((entry for entry in entries if entry.event in events), None)
+def _row(
+    number: int, entries: Sequence[Entry], record: Mapping[str, Any], before: float | None, *, superseded: bool
+) -> AttemptRow:
+    """One attempt; ``before`` is when the one before it ended."""
+    own = [entry for entry in entries if entry.attempt == number]
 
-    submitted = first(Event.SUBMITTED) or first(Event.SUBMITTING)
-    started = first(Event.STARTED)
-    last_words = next((entry for entry in reversed(entries) if entry.event in _LAST_WORDS), None)
-    epochs = [entry.details for entry in entries if entry.event == Event.EPOCH]
+    def first(*events: Event) -> Entry | None:
+        return next((entry for entry in own if entry.event in events), None)
+
+    ready = first(Event.STARTED)
+    began = first(Event.BEGUN) or ready
+    last_words = next((entry for entry in reversed(own) if entry.event in _LAST_WORDS), None)
+    submitted = _submission(number, entries, began)
+    job_id = began.details.get("job_id") if began else next(iter(_jobs(submitted)), None)
+    epochs = [entry.details for entry in own if entry.event == Event.EPOCH]
     speeds = [speed for details in epochs if (speed := _number(details.get("pictures_per_second"))) is not None]
-    hosts = (started.details.get("hosts") if started else None) or record.get("hosts") or ()
-    ranks = started.details.get("ranks") if started else None
-    job_id = next((entry.details["job_id"] for entry in entries if entry.details.get("job_id")), None)
+    hosts = (ready.details.get("hosts") if ready else None) or record.get("hosts") or ()
+    ranks = ready.details.get("ranks") if ready else None
+    # A job that goes on after an attempt, or was queued ahead of its end, has waited only since then.
+    waits = [time for time in (submitted.time if submitted else None, before) if time is not None]
     return AttemptRow(
         number=number,
         job_id=None if job_id is None else str(job_id),
         hosts=tuple(dict.fromkeys(str(host) for host in hosts)) if isinstance(hosts, list | tuple) else (str(hosts),),
         ranks=ranks if isinstance(ranks, int) else None,
-        submitted=submitted.time if submitted else None,
-        started=started.time if started else None,
-        ended=last_words.time if last_words else (entries[-1].time if started else None),
+        queued=max(waits, default=None),
+        began=began.time if began else None,
+        ended=_end(own, last_words) if began else None,
         last_epoch=_number(epochs[-1].get("epoch")) if epochs else None,
         pictures_per_second=statistics.median(speeds) if speeds else None,
-        outcome=_outcome(last_words, first(Event.SUBMIT_FAILED), started, superseded),
+        outcome=_outcome(last_words, first(Event.SUBMIT_FAILED), began, superseded),
         versions=_versions(record.get("versions")),
     )
 
 
-def _outcome(last_words: Entry | None, refused: Entry | None, started: Entry | None, superseded: bool) -> str:
+def _submission(number: int, entries: Sequence[Entry], began: Entry | None) -> Entry | None:
+    """The submission of the job that was this attempt; of one that waits, of the job that is to be it."""
+    submissions = [entry for entry in entries if entry.event == Event.SUBMITTED]
+    if began is not None:
+        return next((entry for entry in submissions if str(began.details.get("job_id")) in _jobs(entry)), None)
+    return next((entry for entry in reversed(submissions) if entry.attempt == number), None)
+
+
+def _jobs(submitted: Entry | None) -> list[str]:
+    ids = submitted.details.get("job_ids") if submitted else None
+    return [str(one) for one in ids] if isinstance(ids, list) else []
+
+
+def _end(own: list[Entry], last_words: Entry | None) -> float:
+    """When an attempt ended, or was last heard of. What others wrote about it later does not count."""
+    concluded = next((entry for entry in own if entry.event == Event.CONCLUDED), None)
+    if concluded is not None:
+        return concluded.time
+    if last_words is not None and not (last_words.event == Event.FAILED and last_words.details.get("code") is None):
+        return last_words.time
+    return [entry for entry in own if entry.event != Event.FAILED][-1].time
+
+
+def _outcome(last_words: Entry | None, refused: Entry | None, began: Entry | None, superseded: bool) -> str:
     if last_words is None:
-        if refused is not None and started is None:
+        if refused is not None and began is None:
             return f"not submitted: {refused.details.get('reason', 'no reason given')}"
         if superseded:
             return "ended without a word"
-        return "no end on record yet" if started else "waits in the queue, or was not started"
+        return "no end on record yet" if began else "waits in the queue, or was not started"
     reason = last_words.details.get("reason")
     because = f": {reason}" if reason else ""
     match last_words.event:

@@ -33,11 +33,11 @@ def make_run(folder: Path, classes: list[str], *, epochs: int = 20, spec: dict[s
     replace_text(run.spec, "name: faces  # <our people>\ndata: {folder: /data/faces}\n")
     Plan(
         run_id="0123456789abcdef", dlhpc_version="0.1.0", created="2026-01-05T09:00:00+00:00", site="local",
-        scheduler="local", queue="local", nodes=1, ranks=2, ranks_per_node=2, cores_per_rank=1, gpus_per_rank=0,
-        memory_bytes=None, walltime_seconds=3600, save_margin_seconds=120, kill_grace_seconds=10, crash_retries=2,
-        max_attempts=100, launcher="mpirun", launch=["mpirun", "-np", "2"], python="/opt/env/bin/python",
-        environment="default", environment_prefix="/opt/env", exports={}, global_batch=64, steps_per_epoch=4,
-        total_steps=4 * epochs, base_rate=0.01,
+        scheduler="local", dialect=None, queue="local", nodes=1, ranks=2, ranks_per_node=2, cores_per_rank=1,
+        gpus_per_rank=0, memory_bytes=None, walltime_seconds=3600, save_margin_seconds=120, kill_grace_seconds=10,
+        crash_retries=2, max_attempts=100, launcher="mpirun", launch=["mpirun", "-np", "2"], hostfile_option=None,
+        python="/opt/env/bin/python", environment="default", environment_prefix="/opt/env", exports={},
+        global_batch=64, steps_per_epoch=4, total_steps=4 * epochs, base_rate=0.01,
         dataset=DatasetSummary(
             key="f" * 64, packed=str(folder / ".datasets" / "f"), classes=len(classes), train=6 * len(classes),
             val=2 * len(classes), unseen=2 * len(classes),
@@ -45,8 +45,8 @@ def make_run(folder: Path, classes: list[str], *, epochs: int = 20, spec: dict[s
         spec=Spec.model_validate(asked).model_dump(mode="json"),
     ).write(run.plan)  # fmt: skip
     journal(run, 0, "created", run_id="0123456789abcdef")
-    journal(run, 1, "submitting", attempt=1)
-    journal(run, 1, "submitted", attempt=1, job_id="17")
+    journal(run, 1, "submitting", submission=1, attempt=1)
+    journal(run, 1, "submitted", submission=1, attempt=1, job_ids=["17"])
     return run
 
 
@@ -57,8 +57,10 @@ def journal(run: RunDirectory, at: float, event: str, **details: Any) -> None:
 
 
 def train_some(run: RunDirectory, epochs: int, *, first: int = 1, attempt: int = 1, overfit: bool = False) -> None:
-    """Journal and curves of epochs ``first`` to ``epochs``."""
-    journal(run, first * 10, "started", attempt=attempt, job_id=str(16 + attempt), hosts=["node07", "node07"], ranks=2)
+    """Journal and curves of epochs ``first`` to ``epochs``, from the moment at which the attempt's job begins."""
+    job_id = str(16 + attempt)
+    journal(run, first * 10 - 1, "begun", attempt=attempt, job_id=job_id, host="node07")
+    journal(run, first * 10, "started", attempt=attempt, job_id=job_id, hosts=["node07", "node07"], ranks=2)
     points = []
     for epoch in range(first, epochs + 1):
         loss = 3.6 * math.exp(-epoch / 5)

@@ -54,9 +54,10 @@ def make_run(base: Path, number: int = 1, **settings: Any) -> RunDirectory:
     summary = DatasetSummary(key, str(base / "runs" / ".datasets" / key), len(catalog.classes), *counts)
     Plan(
         run_id="x", dlhpc_version="0", created="2026-01-01T00:00:00+00:00", site="local", scheduler="local",
-        queue="local", nodes=1, ranks=2, ranks_per_node=2, cores_per_rank=1, gpus_per_rank=0, memory_bytes=None,
-        walltime_seconds=3600, save_margin_seconds=60, kill_grace_seconds=30, crash_retries=2, max_attempts=100,
-        launcher="none", launch=[], python=sys.executable, environment="here", environment_prefix="/", exports={},
+        dialect=None, queue="local", nodes=1, ranks=2, ranks_per_node=2, cores_per_rank=1, gpus_per_rank=0,
+        memory_bytes=None, walltime_seconds=3600, save_margin_seconds=60, kill_grace_seconds=30, crash_retries=2,
+        max_attempts=100, launcher="none", launch=[], hostfile_option=None, python=sys.executable, environment="here",
+        environment_prefix="/", exports={},
         global_batch=4, steps_per_epoch=1, total_steps=1, base_rate=0.1, dataset=summary,
         spec={"data": data.model_dump(mode="json")},
     ).write(run.plan)  # fmt: skip

@@ -84,7 +84,7 @@ def test_a_finished_run_has_everything(tmp_path: Path) -> None:
     text, outline = read(path)
     for words in (
         "The network learns", "finished", "guessing gives 20.0", "5 of 5 named right", "horovod-mpi", "torch 2.4.1",
-        "node07", "3 min 50 s", "812.4", "64 pictures a step (32 × 2 ranks)", "name: faces # <our people>",
+        "node07", "3 min 51 s", "812.4", "64 pictures a step (32 × 2 ranks)", "name: faces # <our people>",
         "dlhpc submit", "horizontal flips, shifts up to 4 px",
     ):  # fmt: skip
         assert words in outline.text, words
@@ -314,18 +314,64 @@ def test_attempts_tell_waiting_running_and_how_they_ended(tmp_path: Path) -> Non
     run = make_run(tmp_path, PEOPLE)
     train_some(run, 6)
     journal(run, 75, "stopped", attempt=1, reason="walltime is near")
-    journal(run, 80, "submitted", attempt=2, job_id="18")
+    journal(run, 78, "submitted", submission=2, attempt=2, job_ids=["18"])
+    journal(run, 79, "concluded", attempt=1, job_id="17", next="submitted")
     journal(run, 100, "resumed", attempt=2, epoch=6, step=26, checkpoint="step-000000026")
     train_some(run, 12, first=10, attempt=2)
     entries, _ = read_journal(run)
     first, second = attempt_rows(entries, {})
     assert (first.job_id, first.hosts, first.ranks) == ("17", ("node07",), 2)
-    assert (first.waited_seconds, first.ran_seconds) == (9, 65)
+    assert (first.waited_seconds, first.ran_seconds) == (8, 70)
     assert first.outcome == "saved its state and left: walltime is near"
-    assert (second.waited_seconds, second.outcome) == (20, "no end on record yet")
+    assert (second.job_id, second.waited_seconds, second.outcome) == ("18", 20, "no end on record yet")
     assert resumptions(entries, 4)[0].epoch == 6.5
     _, outline = read(write_report(run))
     assert "#2 is attempt 2" in outline.text
+
+
+def test_a_requeued_attempt_has_waited_since_the_end_of_the_one_before(tmp_path: Path) -> None:
+    run = make_run(tmp_path, PEOPLE)
+    train_some(run, 6)
+    journal(run, 79, "concluded", attempt=1, job_id="17", next="requeued")
+    journal(run, 379, "begun", attempt=2, job_id="17", host="node03")
+    second = attempt_rows(read_journal(run)[0], {})[1]
+    assert (second.job_id, second.waited_seconds) == ("17", 300)
+
+
+def test_an_attempt_queued_ahead_has_not_waited_while_the_one_before_ran(tmp_path: Path) -> None:
+    run = make_run(tmp_path, PEOPLE)
+    for number in (2, 3):
+        journal(run, 2, "submitting", submission=number, attempt=number, ahead=True)
+        journal(run, 2, "submitted", submission=number, attempt=number, ahead=True, job_ids=[str(16 + number)])
+    train_some(run, 6)
+    journal(run, 79, "concluded", attempt=1, job_id="17", next="waiting")
+    first, second = attempt_rows(read_journal(run)[0], {})
+    assert (second.job_id, second.queued) == ("18", first.ended)
+    assert second.outcome == "waits in the queue, or was not started"
+    journal(run, 109, "begun", attempt=2, job_id="18", host="node03")
+    journal(run, 200, "finished", attempt=2, code=0)
+    journal(run, 201, "concluded", attempt=2, job_id="18", next="over")
+    rows = attempt_rows(read_journal(run)[0], {})
+    assert [(row.waited_seconds, row.ran_seconds) for row in rows] == [(8, 70), (30, 92)]  # and no third that waits
+
+
+def test_a_lost_attempt_ran_until_it_was_last_heard_of(tmp_path: Path) -> None:
+    run = make_run(tmp_path, PEOPLE)
+    train_some(run, 6)  # the last epoch ends at 69
+    journal(run, 900, "failed", attempt=1, code=None, reason="attempt 1 was cut off", retried=True, tail=[])
+    journal(run, 900, "begun", attempt=2, job_id="17", host="node03")
+    first, second = attempt_rows(read_journal(run)[0], {})
+    assert (first.ran_seconds, first.outcome) == (60, "failed: attempt 1 was cut off")
+    assert second.waited_seconds == 831
+
+
+def test_a_submission_that_was_refused_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path, PEOPLE)
+    train_some(run, 6)
+    journal(run, 79, "concluded", attempt=1, job_id="17", next="stuck")
+    journal(run, 90, "submitting", submission=2, attempt=2)
+    journal(run, 90, "submit_failed", submission=2, attempt=2, reason="the queue is closed")
+    assert [row.outcome for row in attempt_rows(read_journal(run)[0], {})][1] == "not submitted: the queue is closed"
 
 
 def test_a_class_is_judged_by_its_own_pictures() -> None:
