@@ -55,6 +55,8 @@ SlurmdSpoolDir={folder}/spool-%n
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdLogFile={folder}/slurmd-%n.log
 SlurmdParameters=config_overrides
+# PMIx wants a folder of its own on each node
+TmpFS={folder}/tmp-%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -259,7 +261,7 @@ class SlurmCluster:
     def _write_files(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
-        for name in ("state", *(f"spool-{node}" for node in self.nodes)):
+        for name in ("state", *(f"{what}-{node}" for what in ("spool", "tmp") for node in self.nodes)):
             (self.folder / name).mkdir(exist_ok=True)
         key = self.folder / "munge.key"
         if not key.exists():
