@@ -115,16 +115,14 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
                 return {"open_submission": None}
             return {"open_submission": None, "ended": RunState.NOT_SUBMITTED, "reason": details.get("reason")}
         case Event.BEGUN:
-            waiting = tuple(one for one in now.waiting if one != job)
-            again = {} if now.final else {"ended": None, "reason": None, "tail": ()}
-            return {
+            changes = {
                 "begun": entry.attempt or now.begun + 1,
                 "current": job,
-                "waiting": waiting,
-                "begun_meanwhile": (*now.begun_meanwhile, str(job)),
+                "waiting": tuple(one for one in now.waiting if one != job),
+                "begun_meanwhile": (*now.begun_meanwhile, str(job)) if now.open_submission is not None else (),
                 "last_job": job,
-                **again,
             }
+            return changes if now.final else {**changes, "ended": None, "reason": None, "tail": ()}
         case Event.CONCLUDED if job == now.current:
             again_waiting = (str(job), *now.waiting) if details.get("next") == "requeued" else now.waiting
             return {"current": None, "waiting": again_waiting}
