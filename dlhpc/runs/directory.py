@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -127,10 +127,21 @@ def new_run_name(name: str, now: datetime) -> str:
     return f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+FOLDERS = ("logs", "attempts", "checkpoints")
+"""What every run directory has from the beginning."""
+
+
 def create_run(
-    runs: Path, name: str, fill: Callable[[RunDirectory, RunDirectory], None], *, now: datetime | None = None
+    runs: Path,
+    name: str,
+    fill: Callable[[RunDirectory, RunDirectory], None],
+    *,
+    now: datetime | None = None,
+    folders: Sequence[str] = FOLDERS,
 ) -> RunDirectory:
     """Make a new run directory in ``runs``: ``fill(hidden, final)`` writes ``hidden``, which then appears as ``final``.
+
+    ``folders`` are made in it first.
 
     A process that dies in between leaves a hidden ``.new-…`` folder that no command takes for a run, and that a later
     call removes.
@@ -145,7 +156,7 @@ def create_run(
         try:
             with storage_errors(runs, "create a run in"):
                 hidden.mkdir()
-                for folder in ("logs", "attempts", "checkpoints"):
+                for folder in folders:
                     (hidden / folder).mkdir()
             fill(RunDirectory(hidden), RunDirectory(final))
             with storage_errors(final, "create"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from dlhpc.files import append_lines, read_json_lines
 from dlhpc.runs.directory import RunDirectory
+from dlhpc.runs.sweep import member_rows
 
 
 class Event(StrEnum):
@@ -57,8 +58,12 @@ def record(run: RunDirectory, event: Event, **details: Any) -> None:
 
 
 def read_journal(run: RunDirectory) -> tuple[list[Entry], int]:
-    """All whole entries in order, and how many lines were damaged."""
+    """All whole entries in order, and how many lines were damaged.
+
+    Of a sweep's member this includes its submission in an array, which only the sweep has on record.
+    """
     rows, damaged = read_json_lines(run.journal)
+    rows[1:1] = member_rows(run)
     entries: list[Entry] = []
     for row in rows:
         try:

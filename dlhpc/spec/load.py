@@ -150,22 +150,22 @@ def override(document: Document, settings: Sequence[str]) -> None:
 _MOST_VALUES = 100_000
 
 
-def _plain(document: Document) -> Any:
+def plain(document: Document) -> Any:
     """Nested dicts and lists of what the YAML held. Aliases are written out, so there is a limit to how many."""
     left = iter(range(_MOST_VALUES))
 
-    def plain(node: Any) -> Any:
+    def walk(node: Any) -> Any:
         if next(left, None) is None:
             raise UserError(
                 f"holds more than {_MOST_VALUES} values", where=document.path, remedy="Use fewer `*` aliases."
             )
         if isinstance(node, CommentedMap):
-            return {key if isinstance(key, str) else str(key): plain(value) for key, value in node.items()}
+            return {key if isinstance(key, str) else str(key): walk(value) for key, value in node.items()}
         if isinstance(node, CommentedSeq):
-            return [plain(value) for value in node]
+            return [walk(value) for value in node]
         return _scalar(node)
 
-    return plain(document.root)
+    return walk(document.root)
 
 
 def _scalar(node: Any) -> Any:
@@ -181,9 +181,9 @@ def _scalar(node: Any) -> Any:
 def validate(document: Document, model: type[AnyModel]) -> AnyModel:
     """Turn a document into ``model``; :class:`ErrorList` holds every fault, each at its line, with a remedy."""
     try:
-        return model.model_validate(_plain(document))
+        return model.model_validate(plain(document))
     except ValidationError as error:
-        faults = [_kind_error(document, model, detail) for detail in error.errors()]
+        faults = [kind_error(document, model, detail) for detail in error.errors()]
     faults.sort(key=lambda fault: _line_of(fault))
     raise ErrorList(faults)
 
@@ -200,7 +200,8 @@ def _line_of(fault: UserError) -> tuple[bool, int]:
     return (not line.isdigit(), int(line) if line.isdigit() else 0)
 
 
-def _kind_error(document: Document, model: type[BaseModel], detail: ErrorDetails) -> UserError:
+def kind_error(document: Document, model: type[BaseModel], detail: ErrorDetails) -> UserError:
+    """One of pydantic's errors as a sentence with its place and a remedy."""
     location = tuple(detail["loc"])
     name = ".".join(str(part) for part in location)
     place = document.place(location)

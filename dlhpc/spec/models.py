@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from dlhpc.spec.base import Duration, MemoryBytes, Model, SchedulerWord
+from dlhpc.spec.sweep import Sweep
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
@@ -270,6 +271,8 @@ class Spec(Model):
     learning_rate: LearningRate = LearningRate()
     training: Training = Training()
     job: Job = Job()
+    sweep: Sweep | None = None
+    """Many trainings that differ in some settings."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

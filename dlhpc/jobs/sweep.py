@@ -1,0 +1,369 @@
+"""From a spec with a sweep to its members: expanded, checked and decided, every one before anything is written.
+
+Members are decided one after another and forgotten, so that a large sweep needs little memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml.comments import CommentedMap
+
+from dlhpc import __version__
+from dlhpc.data.catalog import Catalog, make_catalog
+from dlhpc.errors import ErrorList, UserError
+from dlhpc.jobs.plan import decide, own_template
+from dlhpc.runs.find import find_run
+from dlhpc.runs.plan import Plan
+from dlhpc.runs.sweep import SweepRecord
+from dlhpc.schedulers.base import get_scheduler
+from dlhpc.sites.load import find_site, load_site
+from dlhpc.spec.base import format_duration
+from dlhpc.spec.load import Document, kind_error, override, plain, read_document, validate
+from dlhpc.spec.models import Data, Spec
+from dlhpc.spec.sweep import Settings, Sweep, all_keys, expand, full_keys, read_axes, shown
+
+if TYPE_CHECKING:
+    from dlhpc.sites.models import Site
+
+DEFAULT_CAP = 10
+"""Members in the queue at a time, where they are submitted one by one and nobody says otherwise."""
+
+_MOST_ERRORS = 20
+_PATHS = ("data.folder", "data.folders.", "data.lists.")
+_CATALOG = ("folder", "folders", "lists", "split", "min_per_class", "max_per_class")
+"""Keys of ``data`` that decide which pictures there are; the others only say what is made of them."""
+
+
+@dataclass(frozen=True)
+class PlannedMember:
+    """One member with all that was decided for it."""
+
+    index: int
+    settings: Settings
+    plan: Plan
+    catalog: Catalog
+    spec_text: str
+    """YAML that submits the same again, alone."""
+
+
+@dataclass(frozen=True)
+class PlannedSweep:
+    """A sweep whose members are all possible."""
+
+    record: SweepRecord
+    document: Document
+    """The user's YAML, `sweep:` included, with overrides applied and paths made absolute."""
+    site: Site
+    template: str | None
+    runs: Path
+    base: Path
+    """Folder that paths of data are relative to."""
+    values: dict[str, Any]
+    """The spec without its sweep, as nested dicts."""
+    warnings: list[str]
+
+    def members(self) -> Iterator[PlannedMember]:
+        """Every member, decided one after another; those with the same pictures follow each other.
+
+        Raises :class:`ErrorList` at the end, with every member that cannot be.
+        """
+        faults = _Faults(self.record.members)
+        texts = _SpecTexts(self.document)
+        for indices in self._groups():
+            catalog: Catalog | None = None
+            for index in indices:
+                settings = self.record.members[index]
+                with faults.of(index):
+                    spec = Spec.model_validate(with_settings(self.values, settings))
+                    catalog = catalog or _KeyedCatalog.of(make_catalog(spec.data, self.base))
+                    plan = decide(spec, self.site, catalog, self.runs, template=self.template)
+                    if not faults:
+                        yield PlannedMember(index, settings, plan, catalog, texts.of(settings))
+        faults.throw()
+
+    def _groups(self) -> list[list[int]]:
+        """Members that see the same pictures."""
+        groups: dict[str, list[int]] = {}
+        for index, settings in enumerate(self.record.members):
+            own = {key: value for key, value in settings.items() if _decides_pictures(key)}
+            groups.setdefault(json.dumps(own, sort_keys=True), []).append(index)
+        return list(groups.values())
+
+
+class _SweepPart(BaseModel):
+    """The sweep of a spec; everything else waits until it is known what the members are."""
+
+    model_config = ConfigDict(extra="ignore")
+    sweep: Sweep | None = None
+
+
+def read_sweep(
+    spec_file: Path, settings: Sequence[str] = (), axes: Sequence[str] = (), cap: int | None = None
+) -> tuple[Document, Sweep | None]:
+    """The document with overrides, and its sweep with ``--sweep`` options added; None if it has none."""
+    document = read_document(spec_file)
+    override(document, settings)
+    sweep = validate(document, _SweepPart).sweep
+    known = all_keys(Spec)
+    if axes:
+        sweep = _with_axes(sweep, axes, known)
+        document.root["sweep"] = sweep.model_dump(mode="json", exclude_defaults=True)
+    if sweep is None or (sweep.grid is None and sweep.list is None and sweep.random is None):
+        return document, None
+    if cap is not None:
+        sweep = sweep.model_copy(update={"cap": cap})
+        document.root["sweep"]["cap"] = cap
+    return document, sweep
+
+
+def _with_axes(sweep: Sweep | None, axes: Sequence[str], known: Sequence[str]) -> Sweep:
+    sweep = sweep or Sweep()
+    if sweep.list is not None or sweep.random is not None:
+        kind = "list" if sweep.list is not None else "random"
+        raise UserError(f"--sweep adds to a grid, and the spec has `sweep.{kind}`", remedy="Use one of the two.")
+    given = read_axes(axes)
+    grid: dict[str, Any] = {}
+    for source in (sweep.grid or {}, given):
+        grid.update(zip(full_keys(source, known), source.values()))
+    return Sweep.model_validate({**sweep.model_dump(), "grid": grid})
+
+
+def make_sweep(
+    document: Document, sweep: Sweep, spec_file: Path, *, runs: Path, site: str | None = None
+) -> PlannedSweep:
+    """Expand a sweep and check every member; raises :class:`UserError` or a list of them with the members' numbers."""
+    base = spec_file.absolute().parent
+    members = expand(sweep, all_keys(Spec))
+    for settings in members:
+        for key in settings:
+            if key.startswith(_PATHS) and isinstance(settings[key], str):
+                settings[key] = _absolute(settings[key], base)
+    _make_paths_absolute(document.root, base)
+    values = plain(document)
+    values.pop("sweep", None)
+    _find_runs_before(values, runs)
+    first = _validate_all(document, values, members)
+    profile = load_site(site)
+    planned = PlannedSweep(
+        record=_record(first, sweep, profile, members),
+        document=document,
+        site=profile,
+        template=own_template(find_site(site)),
+        runs=runs,
+        base=base,
+        values=values,
+        warnings=[],
+    )
+    walltimes: set[int] = set()
+    warnings: dict[str, int] = {}
+    for member in planned.members():
+        walltimes.add(member.plan.walltime_seconds)
+        for warning in member.plan.warnings:
+            warnings[warning] = warnings.get(warning, 0) + 1
+    if len(walltimes) > 1:  # one array has one walltime: what the longest member needs
+        values["job"] = {**(values.get("job") or {}), "walltime": format_duration(max(walltimes))}
+    number = len(members)
+    told = [text if count == number else f"{text} ({count} of {number} members)" for text, count in warnings.items()]
+    return dataclasses.replace(planned, warnings=told)
+
+
+def _record(spec: Spec, sweep: Sweep, site: Site, members: list[Settings]) -> SweepRecord:
+    dialect = (site.dialect or "select") if site.scheduler == "pbs" else None
+    can = get_scheduler(site.scheduler, dialect).abilities
+    queue = next((one for one in site.queues if one.name == spec.job.queue), site.queues[0])
+    limits = [sweep.cap, queue.max_jobs]
+    if not can.arrays:
+        limits += [sweep.running] if any((sweep.cap, queue.max_jobs, sweep.running)) else [DEFAULT_CAP]
+    return SweepRecord(
+        sweep_id=secrets.token_hex(8),
+        name=spec.name,
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        scheduler=site.scheduler,
+        dialect=dialect,
+        portion=site.max_array if can.arrays else 1,
+        least_portion=max(2, can.least_array),
+        cap=min((limit for limit in limits if limit is not None), default=None),
+        running=sweep.running,
+        hold=spec.job.hold,
+        width=max(4, len(str(len(members) - 1))),
+        members=members,
+    )
+
+
+# --- Settings into specs ----------------------------------------------------------------------------------------
+
+
+def with_settings(values: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """A copy of ``values`` with dotted keys set; what is not on their way is shared."""
+    changed = dict(values)
+    for key, value in settings.items():
+        *above, last = key.split(".")
+        node = changed
+        for part in above:
+            below = node.get(part)
+            node[part] = dict(below) if isinstance(below, dict) else {}
+            node = node[part]
+        node[last] = value
+    return changed
+
+
+class _SpecTexts:
+    """Members' specs as YAML. Writing YAML with comments is slow, so it is written once with gaps to be filled."""
+
+    def __init__(self, document: Document) -> None:
+        self._root = copy.deepcopy(document.root)
+        self._root.pop("sweep", None)
+        self._path = document.path
+        self._gap = secrets.token_hex(16)
+        self._texts: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+
+    def of(self, settings: Settings) -> str:
+        """The spec of a member: JSON is YAML, so any value may stand in a gap."""
+        keys = tuple(settings)
+        if keys not in self._texts:
+            self._texts[keys] = self._pieces(keys)
+        return "".join(
+            before + (json.dumps(settings[key], ensure_ascii=False) if key else "") for before, key in self._texts[keys]
+        )
+
+    def _pieces(self, keys: tuple[str, ...]) -> list[tuple[str, str]]:
+        """Text before each gap with the key that fills it; the last has none."""
+        document = Document(self._path, copy.deepcopy(self._root), {})
+        override(document, [f"{key}={self._gap}-{number}-" for number, key in enumerate(keys)])
+        pieces: list[tuple[str, str]] = []
+        before, *parts = document.text().split(f"{self._gap}-")
+        for part in parts:
+            number, _, after = part.partition("-")
+            pieces.append((before, keys[int(number)]))
+            before = after
+        return [*pieces, (before, "")]
+
+
+def _absolute(path: str, base: Path) -> str:
+    return os.path.abspath(base / os.path.expanduser(path))
+
+
+def _make_paths_absolute(root: CommentedMap, base: Path) -> None:
+    """Paths of the user's data made absolute, in place. What is no path is left for the models to refuse."""
+    data = root.get("data")
+    if not isinstance(data, CommentedMap):
+        return
+    for node in (data, data.get("folders"), data.get("lists")):
+        if isinstance(node, CommentedMap):
+            for key in ["folder"] if node is data else list(node):
+                if isinstance(node.get(key), str):
+                    node[key] = _absolute(node[key], base)
+
+
+def _find_runs_before(values: dict[str, Any], runs: Path) -> None:
+    """Runs of ``job.after`` as paths: looked for once, not once for each member."""
+    job = values.get("job")
+    after = job.get("after") if isinstance(job, dict) else None
+    if isinstance(after, list) and all(isinstance(one, str) for one in after):
+        values["job"] = {**values["job"], "after": [str(find_run(one, runs).path) for one in after]}
+
+
+def _decides_pictures(key: str) -> bool:
+    group, _, rest = key.partition(".")
+    return group == "data" and rest.split(".")[0] in _CATALOG
+
+
+@dataclass(frozen=True)
+class _KeyedCatalog(Catalog):
+    """A catalogue that remembers its keys: reading all names again for every member would be slow."""
+
+    _keys: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, catalog: Catalog) -> _KeyedCatalog:
+        return cls(**vars(catalog))
+
+    def key(self, data: Data) -> str:
+        settings = data.model_dump_json(exclude={"split", "folder", "folders", "lists"})
+        if settings not in self._keys:
+            self._keys[settings] = super().key(data)
+        return self._keys[settings]
+
+
+# --- Faults, with the members that have them --------------------------------------------------------------------
+
+
+class _Faults:
+    """Errors of members, each shown once with the members that have it."""
+
+    def __init__(self, members: Sequence[Settings]) -> None:
+        self._members = members
+        self._found: dict[tuple[str, str | None, str | None], list[int]] = {}
+        self._index = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def of(self, index: int) -> _Faults:
+        """What is raised in the block is a fault of this member."""
+        self._index = index
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if not isinstance(error, UserError):
+            return False
+        for one in error.errors if isinstance(error, ErrorList) else [error]:
+            self.add(self._index, one)
+        return True
+
+    def add(self, index: int, error: UserError) -> None:
+        self._found.setdefault((error.what, error.where, error.remedy), []).append(index)
+
+    def throw(self) -> None:
+        """Raise what was found, if anything was."""
+        if not self._found:
+            return
+        errors = [
+            UserError(what, where=self._place(where, indices), remedy=remedy)
+            for (what, where, remedy), indices in list(self._found.items())[:_MOST_ERRORS]
+        ]
+        if len(self._found) > _MOST_ERRORS:
+            errors.append(UserError(f"… and {len(self._found) - _MOST_ERRORS} more errors of this kind"))
+        raise ErrorList(errors)
+
+    def _place(self, where: str | None, indices: list[int]) -> str | None:
+        if len(indices) == len(self._members):
+            return where
+        more = f" and {len(indices) - 1} more" if len(indices) > 1 else ""
+        member = f"sweep member {indices[0]:04d} ({shown(self._members[indices[0]])}){more}"
+        return member if where is None else f"{where}: {member}"
+
+
+def _validate_all(document: Document, values: dict[str, Any], members: list[Settings]) -> Spec:
+    """Every member's spec against the model; gives the first."""
+    faults = _Faults(members)
+    first: Spec | None = None
+    for index, settings in enumerate(members):
+        try:
+            spec = Spec.model_validate(with_settings(values, settings))
+            first = first or spec
+        except ValidationError as error:
+            for detail in error.errors():
+                fault = kind_error(document, Spec, detail)
+                location = ".".join(str(part) for part in detail["loc"])
+                if not location or any(key.startswith(location) or location.startswith(key) for key in settings):
+                    fault.where = None  # the value is the member's, not that of the line in the file
+                faults.add(index, fault)
+    faults.throw()
+    assert first is not None
+    return first
