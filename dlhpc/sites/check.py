@@ -148,7 +148,7 @@ def _nodes(site: Site, machine: Machine, name: str, node: Node) -> Iterator[Find
     subject, key = f"nodes {name}", ("nodes", name)
     if machine.nodes is None:
         return
-    live = _nodes_of_kind(site, machine, name, node)
+    live = _nodes_of_kind(site, machine, name)
     if not live:
         groups = Counter((one.cores, gpus_of(site, one)) for one in machine.nodes)
         there = ", ".join(f"{count} × {cores} cores and {gpus or 0} GPUs" for (cores, gpus), count in groups.items())
@@ -169,21 +169,36 @@ def _nodes(site: Site, machine: Machine, name: str, node: Node) -> Iterator[Find
     yield from _gpu_names(site, subject, node, live)
 
 
-def _nodes_of_kind(site: Site, machine: Machine, name: str, node: Node) -> Sequence[LiveNode]:
-    """The live nodes that the profile means by a kind: those of its queues, or those that look like it."""
-    assert machine.nodes is not None
-    queues = [queue.name for queue in site.queues if queue.node == name or queue.node is None]
-    if any(one.queues for one in machine.nodes):
-        own = [one for one in machine.nodes if not one.queues or set(one.queues) & set(queues)]
-        if len(site.nodes) == 1 or all(one.queues for one in own):
-            return own
-    if len(site.nodes) == 1:
-        return machine.nodes
+def _nodes_of_kind(site: Site, machine: Machine, name: str) -> Sequence[LiveNode]:
+    """The live nodes that the profile means by a kind: those that look like it, and those of its queues that look
+    like no kind at all."""
+    nodes = machine.nodes or ()
+    looks = {one.name: _looks_like(site, one) for one in nodes}
+    if len(site.nodes) == 1 and not any(one.queues for one in nodes):
+        return nodes
+    queues = {queue.name for queue in site.queues if queue.node == name or queue.node is None}
+    if not queues:
+        return [one for one in nodes if looks[one.name] == name]
+    tells = any(one.queues for one in nodes)
     return [
         one
-        for one in machine.nodes
-        if node.cores in (None, one.cores) and (node.gpus is None or gpus_of(site, one) in (None, node.gpus))
+        for one in nodes
+        if (looks[one.name] == name and (not one.queues or set(one.queues) & queues))
+        or (looks[one.name] is None and tells and set(one.queues) & queues)
     ]
+
+
+def _looks_like(site: Site, live: LiveNode) -> str | None:
+    """The kind with the same GPUs and the most cores and memory that this node can give; None if there is none."""
+    gpus = gpus_of(site, live)
+    fitting = [
+        (node.cores or 0, node.memory or 0, name)
+        for name, node in site.nodes.items()
+        if (node.gpus is None or gpus in (None, node.gpus))
+        and (live.cores is None or (node.cores or 0) <= live.cores)
+        and (live.memory_bytes is None or (node.memory or 0) <= live.memory_bytes)
+    ]
+    return max(fitting)[2] if fitting else None
 
 
 def gpus_of(site: Site, node: LiveNode) -> int | None:

@@ -52,7 +52,7 @@ def first_profile(machine: Machine, name: str) -> str:
         *_gpu_lines(machine),
         "# How the ranks of a job are started: auto, mpirun, mpiexec, srun, poe or gloo.",
         "launcher:",
-        f"  kind: {'poe' if machine.scheduler == 'loadleveler' else 'auto'}",
+        f"  kind: {'poe' if any(node.system.startswith('AIX') for node in machine.nodes or ()) else 'auto'}",
         "",
         "# Software that jobs may use. `dlhpc env build RECIPE --prefix /shared/envs/NAME` makes one.",
         "environments:",

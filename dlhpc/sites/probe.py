@@ -51,6 +51,8 @@ class LiveNode:
     """In the system's words."""
     up: bool = True
     """Whether jobs can start on it (now, or when others end)."""
+    system: str = ""
+    """Operating system, where it is said: `AIX71`."""
 
 
 @dataclass(frozen=True)

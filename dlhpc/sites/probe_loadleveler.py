@@ -14,12 +14,13 @@ from datetime import timedelta
 from dlhpc.sites.probe import LiveNode, LiveQueue, Machine, Questions, blocks, clock, size, whole
 
 _CLASS = re.compile(r"^\s*Name:\s*(\S+)\s*$")
-_CLASS_PAIR = re.compile(r"^\s*([A-Za-z][\w ]*?)\s*:(?:\s+(.*)|())$")
+_CLASS_PAIR = re.compile(r"^\s*([A-Za-z][\w ]*?)\s*:(?:\s+|$)(.*)$")
 _MACHINE = re.compile(r"^\s*(?:Name|Machine)\s*=\s*(\S+)\s*$")
 _MACHINE_PAIR = re.compile(r"^\s*([A-Za-z][\w ]*?)\s*=\s*(.*)$")
 _RULE = re.compile(r"^[\s=]*=====.*$")
 _SECONDS = re.compile(r"\((-?\d+) seconds?")
 _SLOTS = re.compile(r"([\w.@-]+)\(\s*\d+\s*\)")
+_NOT_UP = {"down", "drain", "drained", "flush", "none", "unknown"}
 _CONSUMABLE = re.compile(r"([\w.]+)\(([^(),]*),([^()]*)\)")
 
 
@@ -58,15 +59,8 @@ def parse_machines(text: str) -> tuple[LiveNode, ...]:
 def _node(name: str, row: Mapping[str, str]) -> LiveNode:
     totals = {found[1]: found[3].strip() for found in _CONSUMABLE.finditer(row.get("ConsumableResources", ""))}
     counts = {key: int(value) for key, value in totals.items() if value.isdigit()}
-    state = row.get("State", "") or row.get("StartdState", "")
-    stopped = row.get("StartdAvail", "1") == "0" or state.lower() in {
-        "down",
-        "drain",
-        "drained",
-        "flush",
-        "none",
-        "unknown",
-    }
+    state = next((row[key] for key in ("State", "StartdState", "LoadL_startd Status") if row.get(key)), "")
+    up = row.get("StartdAvail", "1") != "0" and state.lower() not in _NOT_UP
     return LiveNode(
         name,
         cores=counts.get("ConsumableCpus") or whole(row.get("Cpus")),
@@ -76,7 +70,8 @@ def _node(name: str, row: Mapping[str, str]) -> LiveNode:
         features=tuple(row.get("Feature", "").split()),
         queues=tuple(dict.fromkeys(_SLOTS.findall(row.get("ConfiguredClasses", "")))),
         state=state,
-        up=not stopped,
+        up=up,
+        system=row.get("OpSys", ""),
     )
 
 
