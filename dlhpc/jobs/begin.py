@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from dlhpc.errors import AttemptExit, DlhpcError
+from dlhpc.errors import AttemptExit, DlhpcError, UserError
 from dlhpc.files import storage_errors
-from dlhpc.jobs.conclude import next_step, record_failure
+from dlhpc.jobs.conclude import exit_status, next_step, record_failure
 from dlhpc.jobs.prerequisites import look_at
 from dlhpc.jobs.submit import submit_attempt
 from dlhpc.runs.directory import RunDirectory
@@ -48,11 +48,12 @@ def _may_begin(run: RunDirectory, plan: Plan, job_id: str) -> bool:
     if known.current is not None and known.begun:
         # The attempt before has left no last word: its node went down, or something killed it.
         lost = f"attempt {known.begun} was cut off (its node failed, or it was killed)"
-        go_on, reason = next_step(plan, entries, known.begun, None, lost)
+        status = exit_status(run, known.begun)
+        go_on, reason = next_step(plan, entries, known.begun, status, lost)
         if reason is not None:
-            record_failure(run, known.begun, None, reason, retried=go_on)
+            record_failure(run, known.begun, status, reason, retried=go_on)
         if not go_on:
-            _say(str(reason))
+            _say(reason or f"{run.name} is over already")
             return False
     return _prerequisites_are_met(run, plan, job_id)
 
@@ -66,8 +67,19 @@ def _prerequisites_are_met(run: RunDirectory, plan: Plan, job_id: str) -> bool:
         return False
     if not state.waits_for:
         return True
-    _say(f"{state.names} has not finished yet; waiting again")
     record(run, Event.JOB_OVER, job_ids=[job_id])
+    if plan.attempts_ahead:
+        # With a code other than 0 the next one that was queued ahead starts, and looks again.
+        known = progress(read_journal(run)[0])
+        what, remedy = (
+            f"{state.names} has not finished yet, and a job cannot wait again here",
+            "`dlhpc resume` submits it",
+        )
+        record(
+            run, Event.SUBMIT_FAILED, submission=known.submissions, attempt=known.attempt, reason=f"{what}; {remedy}"
+        )
+        raise UserError(what, remedy=f"When that run has finished, {remedy}.")
+    _say(f"{state.names} has not finished yet; waiting again")
     submit_attempt(run, progress(read_journal(run)[0]).begun + 1, unless_cancelled=True)
     return False
 

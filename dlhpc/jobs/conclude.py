@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dlhpc.errors import AttemptExit, CommandError, DlhpcError
 from dlhpc.jobs.submit import submit_attempt
+from dlhpc.process import CommandTimeout
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Entry, Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
@@ -78,7 +79,8 @@ def conclude(run: RunDirectory, attempt: int, status: int, job_id: str = "") -> 
     ahead = progress(entries).waiting
     if not go_on:
         concluded("over")
-        _remove_superfluous(plan, ahead)
+        with contextlib.suppress(DlhpcError):  # where a job may not, `dlhpc watch` does, and each ends when it begins
+            remove_superfluous(run, plan, ahead)
     elif ahead:
         concluded("waiting")
     elif plan.attempts_ahead:
@@ -116,6 +118,8 @@ def _requeue(run: RunDirectory, plan: Plan, attempt: int, job_id: str) -> bool:
     record(run, Event.CONCLUDED, attempt=attempt, job_id=job_id, next="requeued")
     try:
         scheduler.requeue(job_id)
+    except CommandTimeout:
+        return True  # it may have been heard: were another submitted, there might be two. `dlhpc watch` looks after it
     except CommandError as error:
         record(run, Event.JOB_OVER, job_ids=[job_id])
         record(run, Event.WARNING, attempt=attempt, message=f"job {job_id} could not be requeued: {error.what}")
@@ -136,11 +140,18 @@ def _submit_next(run: RunDirectory, attempt: int, concluded: Callable[[str], Non
         print(f"dlhpc: attempt {attempt + 1} goes on as job {job_id}", flush=True)
 
 
-def _remove_superfluous(plan: Plan, ahead: tuple[str, ...]) -> None:
-    """Take jobs that were queued ahead out of the queue. Where a job may not, each ends at once when it begins."""
+def remove_superfluous(run: RunDirectory, plan: Plan, ahead: tuple[str, ...]) -> None:
+    """Take jobs that were queued ahead out of the queue, the last first: none may start when the one before is gone."""
     if ahead:
-        with contextlib.suppress(DlhpcError):
-            get_scheduler(plan.scheduler, plan.dialect).cancel(ahead)
+        get_scheduler(plan.scheduler, plan.dialect).cancel(ahead[::-1])
+        record(run, Event.JOB_OVER, job_ids=list(ahead))
+
+
+def exit_status(run: RunDirectory, attempt: int) -> int | None:
+    """What the attempt's script left; None if it was killed before it could."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(run.exit_file(attempt).read_text())
+    return None
 
 
 def _has_said(entries: list[Entry], attempt: int, reason: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import time
@@ -12,7 +11,7 @@ from typing import Any
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import storage_errors
-from dlhpc.jobs.conclude import next_step, record_failure
+from dlhpc.jobs.conclude import exit_status, next_step, record_failure, remove_superfluous
 from dlhpc.jobs.submit import queue_ahead, settle, submission_lock, submit_attempt
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
@@ -197,26 +196,29 @@ def _unreadable(run: RunDirectory, reason: str) -> RunStatus:
 
 
 def look_after(run: RunDirectory, now: RunStatus) -> bool:
-    """Do for a run what its jobs could not do: go on after one that was killed, keep attempts queued ahead.
+    """Do for a run what its jobs could not: go on after one that was killed, keep attempts queued ahead, remove them.
 
     True if something was submitted. A run of somebody else is left alone. Raises what submitting raises.
     """
-    if now.state.is_over and now.state is not RunState.FAILED:
-        return False
-    plan = read_plan(run.plan)
-    if _foreign_owner(run) is not None:
-        return False
     entries, _ = read_journal(run)
     known = progress(entries)
+    if (now.state.is_over and now.state is not RunState.FAILED and not known.waiting) or _foreign_owner(
+        run
+    ) is not None:
+        return False
+    plan = read_plan(run.plan)
+    if now.state.is_over and known.final:
+        remove_superfluous(run, plan, known.waiting)
+        return False
     if not now.state.is_over:
         if plan.attempts_ahead and known.current is not None and len(known.waiting) < plan.attempts_ahead:
             with submission_lock(run):
                 queue_ahead(run, plan)
             return len(progress(read_journal(run)[0]).waiting) > len(known.waiting)
         return False
-    if known.final or not known.begun:
+    if now.state is not RunState.FAILED or not known.begun:
         return False
-    status_left = _exit_status(run, known.begun)
+    status_left = exit_status(run, known.begun)
     lost = f"attempt {known.begun} was cut off (its node failed, or it was killed)"
     go_on, reason = next_step(plan, entries, known.begun, status_left, lost)
     if reason is not None and known.reason != reason:
@@ -225,13 +227,6 @@ def look_after(run: RunDirectory, now: RunStatus) -> bool:
         _bury(run, plan, known)
         submit_attempt(run, known.begun + 1, unless_cancelled=True)
     return go_on
-
-
-def _exit_status(run: RunDirectory, attempt: int) -> int | None:
-    """What the attempt's script left; None if it was killed before it could."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(run.exit_file(attempt).read_text())
-    return None
 
 
 def _bury(run: RunDirectory, plan: Plan, known: Progress) -> None:

@@ -1,7 +1,8 @@
 """`job.after`: runs that must finish before another one starts.
 
-The scheduler is only asked to wait for the job that such a run has now (``afterany``), because that job may end with
-its state saved and another go on. The job that waited looks at the journals when it begins, and waits again if need be.
+The scheduler is only asked to wait for the last job that such a run has now (``afterany``), because it may
+end with its state saved and another go on. The job that waited looks at the journals when it begins, and waits again if
+need be.
 """
 
 from __future__ import annotations
@@ -39,6 +40,6 @@ def look_at(plan: Plan) -> Waiting:
         if known.final or known.job_id is None:
             state = known.ended.value if known.ended else "not submitted"
             return Waiting(failed=f"{run.name}, which must finish first (job.after), is {state}")
-        waits.append(Dependency(known.job_id, "afterany"))
+        waits.append(Dependency((known.jobs or (known.job_id,))[-1], "afterany"))
         names.append(run.name)
     return Waiting(tuple(waits), ", ".join(names))
