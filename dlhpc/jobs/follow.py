@@ -12,11 +12,13 @@ from typing import Any
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import storage_errors
 from dlhpc.jobs.conclude import exit_status, next_step, record_failure, remove_superfluous
-from dlhpc.jobs.submit import queue_ahead, settle, submission_lock, submit_attempt
+from dlhpc.jobs.submit import queue_ahead, submission_lock, submit_attempt
+from dlhpc.jobs.sweep_submit import settle_each
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
 from dlhpc.runs.state import JobView, Progress, RunState, needs_scheduler, progress, state_of
+from dlhpc.runs.sweep import SweepDirectory
 from dlhpc.schedulers.base import JobState, JobStatus, Scheduler, get_scheduler, is_private
 
 
@@ -55,11 +57,12 @@ def _examine(runs: Sequence[RunDirectory]) -> tuple[list[RunStatus], dict[int, d
     unreadable: dict[int, str] = {}
     asked: dict[tuple[str, str | None], dict[int, tuple[str, ...]]] = {}
     views: dict[int, dict[str, JobView]] = {}
+    tried: set[SweepDirectory] = set()
     for index, run in enumerate(runs):
         try:
             now, damaged = _read_progress(run)
             if now.open_submission is not None and _foreign_owner(run) is None:
-                settle(run)
+                settle_each(run, tried)
                 now, damaged = _read_progress(run)
             known[index] = (now, damaged)
             finished = now.ended is RunState.FINISHED
@@ -299,7 +302,7 @@ def release(runs: Iterable[RunDirectory]) -> None:
 
 def _waiting_jobs(run: RunDirectory, what: str) -> tuple[str, ...]:
     _refuse_foreign(run, what)
-    settle(run)
+    settle_each(run, set())
     waiting = _read_progress(run)[0].waiting
     if not waiting:
         now = status(run)
