@@ -22,6 +22,7 @@ from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Entry, Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
 from dlhpc.runs.state import RunState, meaning_of, progress
+from dlhpc.runs.sweep import sweep_of
 from dlhpc.schedulers.base import get_scheduler
 
 TAIL_LINES = 15
@@ -167,12 +168,17 @@ def _has_said(entries: list[Entry], attempt: int, reason: str) -> bool:
 def main() -> int:
     """Give the exit code of ``python -m dlhpc.jobs.conclude``; nothing reads it but the log."""
     run = RunDirectory(Path(sys.argv[1]))
+    code = 0
     try:
         conclude(run, int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else "")
     except DlhpcError as error:
         print(f"dlhpc: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+        code = error.exit_code
+    if sweep_of(run) is not None:
+        from dlhpc.jobs.sweep_follow import go_on_after
+
+        go_on_after(run)  # there is room in the queue for another member now
+    return code
 
 
 if __name__ == "__main__":
