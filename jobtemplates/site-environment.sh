@@ -7,13 +7,11 @@ launcher=$3
 shift 3
 
 if [ $# -gt 0 ]; then
-    for file in "$init" /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /usr/share/modules/init/sh \
-        /usr/share/lmod/lmod/init/sh /opt/modules/init/sh /usr/local/Modules/init/sh; do
-        if [ -n "$file" ] && [ -r "$file" ]; then
-            # shellcheck disable=SC1090  # which file it is, only the site knows
-            . "$file"
-            break
-        fi
+    # The files that job scripts look for, in their order.
+    for file in ${init:-/etc/profile.d/modules.sh /etc/profile.d/lmod.sh /usr/share/modules/init/sh \
+        /usr/share/lmod/lmod/init/sh}; do
+        # shellcheck disable=SC1090  # which one there is depends on the machine
+        if ! type module > /dev/null 2>&1 && [ -r "$file" ]; then . "$file"; fi
     done
     for name in "$@"; do
         module load "$name"
