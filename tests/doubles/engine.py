@@ -359,15 +359,18 @@ def settle_array(state: dict[str, Any], array: Job) -> None:
 def startable(store: Store) -> list[Job]:
     """Jobs and tasks that wait for nothing but room, in order."""
     found = []
+    running: dict[str, int] = {}
+    for job in store.jobs.values():
+        if job["state"] == "running" and job["parent"]:
+            running[job["parent"]] = running.get(job["parent"], 0) + 1
     for job in store.jobs.values():
         if job["kind"] == "array" or job["state"] != "queued":
             continue
         array = store.jobs.get(job["parent"])
-        if array is not None:
-            limit = array.get("limit")
-            running = sum(task["state"] == "running" for task in tasks_of(store.state, array)) if limit else 0
-            if array["state"] != "queued" or (limit and running >= limit):
-                continue
+        if array is not None and (
+            array["state"] != "queued" or running.get(array["id"], 0) >= (array["limit"] or len(array["tasks"]))
+        ):
+            continue
         if job.get("not_before", 0) > time.time():
             continue
         found.append(job)

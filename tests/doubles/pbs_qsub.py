@@ -21,7 +21,7 @@ USAGE = """usage: qsub [-a date_time] [-A account_string] [-c interval]
 """
 _WITH_VALUE = {"openpbs": "aAcCejJkNlmMopPqrRSuvW", "torque": "aAbcCdDeFjklLmMNopPqrStTuvwW"}
 _WITHOUT = {"openpbs": "fhIVXzG", "torque": "fhIVxXzn"}
-_FIRST_WINS = "l"
+_ATTRIBUTES = ("depend", "umask", "group_list", "sandbox", "stagein", "stageout", "x", "release_nodes_on_stageout")
 _DEPENDENCIES = ("after", "afterok", "afternotok", "afterany")
 
 
@@ -38,6 +38,7 @@ class _Options:
         self.resources: dict[str, str] = {}
         self.attributes: dict[str, str] = {}
         self.operands: list[str] = []
+        self._final: set[str] = set()
 
     def take(self, words: list[str], from_script: bool) -> None:
         """Read options. Those of a script never replace those of the command line."""
@@ -78,8 +79,12 @@ class _Options:
                     attributes |= self._attributes(value)
                 else:
                     values[letter] = value
-        self.values = values | self.values if from_script else self.values | values
-        self.attributes = attributes | self.attributes if from_script else self.attributes | attributes
+        if not from_script:
+            self._final = {*values, *(f"W {name}" for name in attributes)}
+        self.values |= {name: value for name, value in values.items() if not from_script or name not in self._final}
+        self.attributes |= {
+            name: value for name, value in attributes.items() if not from_script or f"W {name}" not in self._final
+        }
         for name, value in resources:
             self.resources.setdefault(name, value)
 
@@ -108,6 +113,8 @@ class _Options:
             name, equals, value = part.partition("=")
             if not equals or not value:
                 raise _Usage("qsub: illegal -W value")
+            if name not in _ATTRIBUTES:
+                raise Refused(f"Undefined attribute  {name}", 154)
             if name == "umask" and not re.fullmatch(r"[0-7]{1,4}", value):
                 raise _Usage("qsub: illegal -W value")
             if name == "depend":

@@ -105,6 +105,9 @@ class _Runner:
         os.set_blocking(read, False)
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        with self.store:  # whoever forked us may have been killed before that was on record
+            if self.store.jobs.get(self.id, {}).get("runner") != os.getpid():
+                return
         launch = self.dialect.launch(self.store, self.job)
         self._start_script(launch)
         self._watch(read)
@@ -144,15 +147,17 @@ class _Runner:
         soft = self.job["soft"] if self.job["soft"] and self.job["soft"] < (self.job["walltime"] or 0) else None
         hard = self.job["walltime"]
         kill_at: float | None = None
+        first = True  # somebody may have asked for something before we could be woken
         while self.status is None:
             now = time.monotonic() - began
             moments = [moment for moment in (soft, None if kill_at else hard, kill_at) if moment is not None]
-            if not moments or min(moments) > now:
+            if not first and (not moments or min(moments) > now):
                 poll = select.poll()
                 poll.register(wake, select.POLLIN)
                 poll.poll(max(1, min(600_000, (min(moments) - now) * 1000)) if moments else None)
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
+            first = False
             self._reap()
             if self.status is not None:
                 break
@@ -181,10 +186,10 @@ class _Runner:
                 kill_at = now + 0.05
 
     def _asks(self) -> list[tuple[str, int]]:
-        if not self.store.peek()["jobs"].get(self.id, {}).get("asks"):
-            return []
-        with self.store:
-            record = self.store.jobs[self.id]
+        with self.store:  # whoever woke us holds the lock until what he asks is written
+            record = self.store.jobs.get(self.id, {})
+            if not record.get("asks"):
+                return []
             asks = [(how, number) for how, number in record["asks"]]
             record["asks"] = []
         return asks
