@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from dlhpc.runs.directory import RunDirectory
+    from dlhpc.runs.sweep import SweepDirectory
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -46,6 +47,13 @@ def the_run(named: str, runs: str | None, site: str | None) -> RunDirectory:
     from dlhpc.runs.find import find_run
 
     return find_run(named, Path() if "/" in named else the_folder(runs, site))
+
+
+def the_entry(named: str, runs: str | None, site: str | None) -> RunDirectory | SweepDirectory:
+    """The run or sweep that an argument means."""
+    from dlhpc.runs.find import find_entry
+
+    return find_entry(named, Path() if "/" in named else the_folder(runs, site))
 
 
 def ago(then: float | None) -> str:

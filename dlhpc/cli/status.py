@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlhpc.cli.common import ago, print_json, runs_option, the_folder, the_run
+from dlhpc.cli.common import ago, print_json, runs_option, the_entry, the_folder, the_run
 from dlhpc.runs.state import RunState
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from dlhpc.jobs.follow import RunStatus
     from dlhpc.runs.directory import RunDirectory
+    from dlhpc.runs.sweep import SweepDirectory
 
 _COLOURS = {
     RunState.RUNNING: "cyan",
@@ -35,32 +37,121 @@ _COLOURS = {
 def status(names: tuple[str, ...], runs: str | None, site: str | None, everything: bool, as_json: bool) -> None:
     """Show where runs stand: all of them, or the named ones. RUN is a name, its beginning, a path, or `last`.
 
+    A sweep is one line among all runs, and its members with their settings if it is named.
+
     \b
     Example:
       dlhpc status
       dlhpc status last --json
     """
     from dlhpc.jobs.follow import statuses
-    from dlhpc.runs.find import all_runs
+    from dlhpc.runs.directory import RunDirectory
+    from dlhpc.runs.find import all_entries, runs_of
 
-    chosen = [the_run(name, runs, site) for name in names] if names else all_runs(the_folder(runs, site))
-    found = statuses(chosen)
+    entries = [the_entry(name, runs, site) for name in names] if names else all_entries(the_folder(runs, site))
+    for entry in entries:
+        if not isinstance(entry, RunDirectory):
+            _let_go_on(entry)
+    chosen = [runs_of(entry) for entry in entries]
+    found = statuses([run for group in chosen for run in group])
     if as_json:
         print_json([one.as_json() for one in found])
         return
     if not found:
         click.echo(f"No runs in {the_folder(runs, site)}. Start one with `dlhpc submit SPEC`.")
         return
-    shown = found if everything or names else [one for one in found[:-20] if not one.state.is_over] + found[-20:]
+    left = iter(found)
+    rows: list[_Row] = []
+    for entry, group in zip(entries, chosen):
+        own = [next(left) for _ in group]
+        if isinstance(entry, RunDirectory):
+            rows += [_row(one) for one in own]
+        else:
+            rows += _sweep_rows(entry, own, members=everything or bool(names))
+    shown = rows if everything or names else [row for row in rows[:-20] if not row.is_over] + rows[-20:]
     _print_table(shown)
-    if len(shown) < len(found):
-        click.echo(f"{len(found) - len(shown)} older runs are not shown; see them with --all.")
+    if len(shown) < len(rows):
+        click.echo(f"{len(rows) - len(shown)} older runs are not shown; see them with --all.")
     for one in found:
         if one.damaged:
             click.echo(f"warning: {one.run}: {one.damaged} damaged lines in its journal were skipped", err=True)
 
 
-def _print_table(found: list[RunStatus]) -> None:
+@dataclass(frozen=True)
+class _Row:
+    """One line of the table."""
+
+    run: str
+    state: RunState
+    epoch: str = ""
+    attempt: str = ""
+    job: str = ""
+    changed: float | None = None
+    note: str = ""
+    is_over: bool = False
+
+
+def _row(one: RunStatus, note: str = "", *, waits: bool = False) -> _Row:
+    reason = "waits for room in the queue" if waits else one.reason
+    return _Row(
+        one.run,
+        one.state,
+        f"{one.epoch}/{one.epochs}" if one.epochs else "",
+        str(one.attempt or ""),
+        one.job_id or "",
+        one.changed,
+        "; ".join(part for part in (note, reason) if part),
+        one.state.is_over,
+    )
+
+
+def _sweep_rows(sweep: SweepDirectory, found: list[RunStatus], *, members: bool) -> list[_Row]:
+    """The sweep in one line, and its members if wanted."""
+    from dlhpc.cli.sweep import best_phrase
+    from dlhpc.errors import DlhpcError
+    from dlhpc.jobs.sweep_status import sweep_status
+    from dlhpc.runs.sweep import index_of, read_record
+
+    try:
+        now = sweep_status(sweep, found)
+        settings = read_record(sweep).members if members else []
+    except DlhpcError as error:
+        return [_Row(sweep.name, RunState.UNKNOWN, note=error.what), *(_row(one) for one in found)]
+    changed = max((one.changed for one in found if one.changed is not None), default=None)
+    line = _Row(
+        sweep.name,
+        now.state,
+        attempt="",
+        job=" ".join(now.job_ids[:1]),
+        changed=changed,
+        note=f"{len(found)} members: {now.sentence()}{best_phrase(now)}",
+        is_over=now.is_over,
+    )
+    if not members:
+        return [line]
+    told = {one.run: _in_short(settings[index_of(one.run)]) for one in found}
+    return [line, *(_row(one, told[one.run], waits=one.run in now.waiting) for one in found)]
+
+
+def _in_short(settings: dict[str, Any]) -> str:
+    """A member's settings by the last parts of their keys; what is called `name` or `base` by the part before."""
+    short = {key: key.removesuffix(".name").removesuffix(".base").rpartition(".")[2] for key in settings}
+    last = list(short.values())
+    return " ".join(f"{short[key] if last.count(short[key]) == 1 else key}={value}" for key, value in settings.items())
+
+
+def _let_go_on(sweep: SweepDirectory) -> None:
+    """Submit members for which there is room now; that this is refused does not hide where the runs stand."""
+    from dlhpc.errors import DlhpcError
+    from dlhpc.jobs.sweep_follow import go_on
+
+    try:
+        go_on(sweep)
+    except DlhpcError as error:
+        click.echo(f"dlhpc: {sweep.name}: not all members could be submitted: {error}", err=True)
+
+
+def _print_table(rows: list[_Row]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -73,15 +164,15 @@ def _print_table(found: list[RunStatus]) -> None:
     table.add_column("JOB")
     table.add_column("CHANGED", no_wrap=True)
     table.add_column("", overflow="fold")
-    for one in found:
+    for row in rows:
         table.add_row(
-            one.run,
-            Text(one.state.value, style=_COLOURS.get(one.state, "")),
-            f"{one.epoch}/{one.epochs}" if one.epochs else "",
-            str(one.attempt or ""),
-            Text(one.job_id or ""),
-            f"{ago(one.changed)} ago" if one.changed else "",
-            Text(one.reason or ""),
+            row.run,
+            Text(row.state.value, style=_COLOURS.get(row.state, "")),
+            row.epoch,
+            row.attempt,
+            Text(row.job),
+            f"{ago(row.changed)} ago" if row.changed else "",
+            Text(row.note),
         )
     console = Console()
     if not console.is_terminal:
@@ -169,9 +260,16 @@ def cancel(names: tuple[str, ...], runs: str | None, site: str | None) -> None:
       dlhpc cancel last
     """
     from dlhpc.jobs.follow import cancel as cancel_run
+    from dlhpc.jobs.sweep_follow import cancel_member, cancel_sweep
+    from dlhpc.runs.directory import RunDirectory
+    from dlhpc.runs.sweep import sweep_of
 
-    for run in [the_run(name, runs, site) for name in names]:
-        click.echo(f"{run.name} is {cancel_run(run).state.value}")
+    for entry in [the_entry(name, runs, site) for name in names]:
+        if not isinstance(entry, RunDirectory):
+            click.echo(f"{entry.name}: {cancel_sweep(entry).sentence()}")
+        else:
+            now = cancel_member(entry) if sweep_of(entry) is not None else cancel_run(entry)
+            click.echo(f"{entry.name} is {now.state.value}")
 
 
 @click.command()
@@ -187,10 +285,18 @@ def resume(name: str, runs: str | None, site: str | None, wait: bool, as_json: b
       dlhpc resume last --wait
     """
     from dlhpc.cli.progress import see_through
-    from dlhpc.jobs.follow import resume as resume_run
+    from dlhpc.cli.sweep import see_sweep_through
+    from dlhpc.jobs.sweep_follow import resume_member, resume_sweep
+    from dlhpc.runs.directory import RunDirectory
 
-    run = the_run(name, runs, site)
-    job_id = resume_run(run)
+    run = the_entry(name, runs, site)
+    if not isinstance(run, RunDirectory):
+        ids = resume_sweep(run)
+        if not as_json:
+            click.echo(f"Resumed {run.name} as {len(ids)} job{'' if len(ids) == 1 else 's'} {' '.join(ids[:3])}")
+        see_sweep_through(run, wait=wait, as_json=as_json)
+        return
+    job_id = resume_member(run)
     if not as_json:
         click.echo(f"Resumed {run.name} as job {job_id}")
     see_through(run, wait=wait, as_json=as_json)

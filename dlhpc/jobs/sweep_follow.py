@@ -12,7 +12,7 @@ import sys
 
 from dlhpc.errors import DlhpcError, UserError
 from dlhpc.files import storage_errors
-from dlhpc.jobs.follow import look_after, resume, status, statuses
+from dlhpc.jobs.follow import RunStatus, cancel, look_after, resume, status, statuses
 from dlhpc.jobs.submit import submission_lock, submit_attempt
 from dlhpc.jobs.sweep_status import SweepStatus, sweep_status
 from dlhpc.jobs.sweep_submit import settle_locked, submit_portion
@@ -240,6 +240,21 @@ def resume_member(run: RunDirectory) -> str:
         job_id = resume(run)
         log(sweep, SweepEvent.TAKEN, members=[[index_of(run.name)] * 2])
     return job_id
+
+
+def cancel_member(run: RunDirectory) -> RunStatus:
+    """:func:`dlhpc.jobs.follow.cancel`; a member that waits for its turn loses it."""
+    sweep = sweep_of(run)
+    if sweep is None or not sweep.exists() or not _is_untouched(_known(run)):
+        return cancel(run)
+    _refuse_foreign(sweep, "cancel")
+    with sweep_lock(sweep):
+        _settle_or_refuse(sweep)
+        if _is_untouched(_known(run)):
+            with submission_lock(run):
+                record(run, Event.CANCELLED, attempt=1)
+            log(sweep, SweepEvent.TAKEN, members=[[index_of(run.name)] * 2])
+    return cancel(run)
 
 
 def hold_sweep(sweep: SweepDirectory) -> int:

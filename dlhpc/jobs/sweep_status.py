@@ -34,7 +34,7 @@ class SweepStatus:
     members: list[RunStatus]
     counts: dict[RunState, int]
     """Members by state; those that wait for their turn to be submitted are not among them."""
-    waiting: int
+    waiting: set[str]
     """Members that will be submitted when there is room."""
     best: Best | None
     job_ids: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class SweepStatus:
         """``12 finished, 3 running, 1 failed``."""
         parts = [f"{count} {state.value}" for state, count in self.counts.items() if count]
         if self.waiting:
-            parts.append(f"{self.waiting} to be submitted")
+            parts.append(f"{len(self.waiting)} to be submitted")
         return ", ".join(parts)
 
 
@@ -58,6 +58,7 @@ def sweep_status(sweep: SweepDirectory, found: Sequence[RunStatus] | None = None
     if found is None:
         found = statuses(sweep.found_members())
     known = read_progress(sweep)
+    submitted = known.submitted
     members: list[RunStatus] = []
     counts = dict.fromkeys(
         (
@@ -72,10 +73,10 @@ def sweep_status(sweep: SweepDirectory, found: Sequence[RunStatus] | None = None
         ),
         0,
     )
-    waiting = 0
+    waiting: set[str] = set()
     for one in found:
-        if _waits_for_turn(sweep, known, one):
-            waiting += 1
+        if _waits_for_turn(sweep, known, submitted, one):
+            waiting.add(one.run)
         else:
             counts[one.state] += 1
         members.append(one)
@@ -92,7 +93,7 @@ def sweep_status(sweep: SweepDirectory, found: Sequence[RunStatus] | None = None
     )
 
 
-def _waits_for_turn(sweep: SweepDirectory, known: SweepProgress, one: RunStatus) -> bool:
+def _waits_for_turn(sweep: SweepDirectory, known: SweepProgress, submitted: set[int], one: RunStatus) -> bool:
     """Whether the sweep is going to submit this member."""
     if known.cancelled or not one.state.is_over:
         return False
@@ -100,10 +101,10 @@ def _waits_for_turn(sweep: SweepDirectory, known: SweepProgress, one: RunStatus)
     if index in known.again:
         own = progress(read_journal(RunDirectory(sweep.path / one.run))[0])
         return own.submissions == known.again[index]
-    return one.state is RunState.NOT_SUBMITTED and one.job_id is None
+    return one.state is RunState.NOT_SUBMITTED and index not in submitted
 
 
-def _overall(counts: dict[RunState, int], waiting: int) -> RunState:
+def _overall(counts: dict[RunState, int], waiting: set[str]) -> RunState:
     """One word for all: what still moves comes before what has ended, what went wrong before what went well."""
     for state in (RunState.RUNNING, RunState.QUEUED, RunState.HELD, RunState.UNKNOWN):
         if counts[state]:
