@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dlhpc.cli.common import runs_option, the_run
+from dlhpc.cli.common import runs_option, the_entry
 
 
 @click.command()
@@ -18,11 +18,19 @@ def hold(names: tuple[str, ...], runs: str | None, site: str | None) -> None:
       dlhpc hold last
     """
     from dlhpc.jobs.follow import hold as hold_runs
+    from dlhpc.jobs.sweep_follow import hold_sweep
+    from dlhpc.runs.directory import RunDirectory
 
-    chosen = [the_run(name, runs, site) for name in names]
-    hold_runs(chosen)
-    for run in chosen:
-        click.echo(f"{run.name} is held; let it go with `dlhpc release {run.name}`")
+    for entry in [the_entry(name, runs, site) for name in names]:
+        if isinstance(entry, RunDirectory):
+            hold_runs([entry])
+            click.echo(f"{entry.name} is held; let it go with `dlhpc release {entry.name}`")
+        else:
+            number = hold_sweep(entry)
+            click.echo(
+                f"{entry.name}: {number} waiting jobs are held and no further member is submitted; "
+                f"let it go with `dlhpc release {entry.name}`"
+            )
 
 
 @click.command()
@@ -36,8 +44,12 @@ def release(names: tuple[str, ...], runs: str | None, site: str | None) -> None:
       dlhpc release last
     """
     from dlhpc.jobs.follow import release as release_runs
+    from dlhpc.jobs.sweep_follow import release_sweep
+    from dlhpc.runs.directory import RunDirectory
 
-    chosen = [the_run(name, runs, site) for name in names]
-    release_runs(chosen)
-    for run in chosen:
-        click.echo(f"{run.name} may start")
+    for entry in [the_entry(name, runs, site) for name in names]:
+        if isinstance(entry, RunDirectory):
+            release_runs([entry])
+        else:
+            release_sweep(entry)
+        click.echo(f"{entry.name} may start")

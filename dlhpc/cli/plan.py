@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dlhpc.cli.common import print_json, runs_option, set_option, the_folder
+from dlhpc.cli.sweep import first_script, planned_sweep, show_sweep, sweep_options
 
 if TYPE_CHECKING:
     from dlhpc.jobs.plan import Planned
@@ -23,8 +24,17 @@ def _make(spec: Path, runs: str | None, site: str | None, settings: tuple[str, .
 @click.argument("spec", type=click.Path(path_type=Path))
 @runs_option
 @set_option
+@sweep_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(spec: Path, runs: str | None, site: str | None, settings: tuple[str, ...], as_json: bool) -> None:
+def plan(
+    spec: Path,
+    runs: str | None,
+    site: str | None,
+    settings: tuple[str, ...],
+    axes: tuple[str, ...],
+    cap: int | None,
+    as_json: bool,
+) -> None:
     """Show everything that `dlhpc submit SPEC` would do: data, network, ranks, times, files and the job script.
 
     \b
@@ -36,6 +46,9 @@ def plan(spec: Path, runs: str | None, site: str | None, settings: tuple[str, ..
     from dlhpc.jobs.render import render
     from dlhpc.runs.directory import placeholder_run
 
+    if (sweep := planned_sweep(spec, the_folder(runs, site), site, settings, axes, cap)) is not None:
+        show_sweep(sweep, as_json=as_json)
+        return
     planned = _make(spec, runs, site, settings)
     if as_json:
         print_json(dataclasses.asdict(planned.plan))
@@ -121,8 +134,11 @@ def _packed_folder(packed: str) -> str:
 @click.argument("spec", type=click.Path(path_type=Path))
 @runs_option
 @set_option
-def render(spec: Path, runs: str | None, site: str | None, settings: tuple[str, ...]) -> None:
-    """Write the job script, and nothing else, to standard output.
+@sweep_options
+def render(
+    spec: Path, runs: str | None, site: str | None, settings: tuple[str, ...], axes: tuple[str, ...], cap: int | None
+) -> None:
+    """Write the job script, and nothing else, to standard output; of a sweep that of its first array.
 
     \b
     Example:
@@ -131,5 +147,8 @@ def render(spec: Path, runs: str | None, site: str | None, settings: tuple[str, 
     from dlhpc.jobs.render import render as render_script
     from dlhpc.runs.directory import placeholder_run
 
+    if (sweep := planned_sweep(spec, the_folder(runs, site), site, settings, axes, cap)) is not None:
+        click.echo(first_script(sweep), nl=False)
+        return
     planned = _make(spec, runs, site, settings)
     click.echo(render_script(planned.plan, placeholder_run(the_folder(runs, site), planned.spec.name)), nl=False)

@@ -161,3 +161,75 @@ def _follow(sweep: SweepDirectory) -> Iterator[SweepStatus]:
         pause = 1.0 if went_on or now.sentence() != before else min(60.0, pause * 4 / 3)
         before = now.sentence()
         time.sleep(pause)
+
+
+# --- plan and render --------------------------------------------------------------------------------------------
+
+
+def show_sweep(planned: PlannedSweep, *, as_json: bool) -> None:
+    """All that submitting the sweep would do: how it is submitted, every member, and the script."""
+    import dataclasses
+
+    from dlhpc.cli.common import print_json
+
+    members = list(planned.members())
+    if as_json:
+        print_json(
+            {
+                "sweep": dataclasses.asdict(planned.record),
+                "members": [
+                    {"settings": one.settings, "plan": dataclasses.asdict(one.plan)}
+                    for one in sorted(members, key=lambda one: one.index)
+                ],
+            }
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    record = planned.record
+    keys = list(dict.fromkeys(key for settings in record.members for key in settings))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("MEMBER", *keys, "STEPS", "RATE"):
+        table.add_column(title, overflow="fold")
+    for one in sorted(members, key=lambda one: one.index):
+        values = [Text(str(one.settings.get(key, ""))) for key in keys]
+        rate = f"{one.plan.base_rate:g}"
+        table.add_row(f"{one.index:0{record.width}d}", *values, str(one.plan.total_steps), rate)
+    console = Console()
+    console.print(table)
+    for warning in planned.warnings:
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    click.echo(f"\n{how_submitted(planned)}")
+    console.print("\n[bold]Job script[/]")
+    click.echo(first_script(planned), nl=False)
+
+
+def how_submitted(planned: PlannedSweep) -> str:
+    """One sentence: in how many arrays, or one by one, and how many at a time."""
+    record = planned.record
+    number = len(record.members)
+    at_a_time = "" if record.cap is None else f", at most {record.cap} of them in the queue at a time"
+    running = "" if record.running is None else f", at most {record.running} running at a time"
+    if record.portion == 1:
+        return f"{number} members, submitted one by one to {planned.site.name} ({record.scheduler}){at_a_time}."
+    size = min(record.portion, number, record.cap or number)
+    arrays = "one array" if size >= number else f"arrays of at most {size}"
+    return f"{number} members, submitted to {planned.site.name} ({record.scheduler}) as {arrays}{at_a_time}{running}."
+
+
+def first_script(planned: PlannedSweep) -> str:
+    """The script of the first submission: an array's, or the first member's own."""
+    from dlhpc.jobs.render import render
+    from dlhpc.jobs.sweep_submit import array_script
+    from dlhpc.runs.directory import placeholder_run
+    from dlhpc.runs.sweep import SweepDirectory
+
+    record = planned.record
+    sweep = SweepDirectory(placeholder_run(planned.runs, record.name).path)
+    first = next(planned.members())
+    size = min(record.portion, len(record.members), record.cap or len(record.members))
+    if record.portion == 1 or size < record.least_portion:
+        return render(first.plan, sweep.member(0, record.width))
+    return array_script(first.plan, sweep, record, range(size))

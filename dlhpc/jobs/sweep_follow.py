@@ -98,6 +98,7 @@ def _submit_some(sweep: SweepDirectory) -> list[str]:
     ids: list[str] = []
     for index in again[: max(0, room)]:
         ids.append(resume(sweep.member(index, decided.width)))
+        log(sweep, SweepEvent.TAKEN, members=[[index, index]])
         room -= 1
     if decided.portion > 1 and decided.running is not None and in_queue + len(ids):
         return ids  # the limit on running members is a property of one array
@@ -153,7 +154,7 @@ def _in_queue(sweep: SweepDirectory, decided: SweepRecord, known: SweepProgress)
     """How many members wait or run, and which are newly known to be over."""
     if decided.cap is None and decided.running is None:
         return 0, set()
-    asked = sorted(known.submitted - known.over)
+    asked = sorted(known.submitted - known.over - known.again.keys())
     found = statuses([sweep.member(index, decided.width) for index in asked])
     over = {index for index, one in zip(asked, found) if one.state in (RunState.FINISHED, RunState.CANCELLED)}
     return sum(not one.state.is_over for one in found), over

@@ -93,7 +93,8 @@ def find_entry(named: str, runs: Path) -> Entry:
     matches = _matching(named, known)
     stem, dot, number = named.rpartition(".")
     if not matches and dot and number.isdecimal():
-        sweeps = [entry for entry in _matching(stem, known) if isinstance(entry, SweepDirectory)]
+        meant = known[-1:] if stem == "last" else _matching(stem, known)
+        sweeps = [entry for entry in meant if isinstance(entry, SweepDirectory)]
         matches = [run for sweep in sweeps for run in sweep.found_members() if index_of(run.name) == int(number)]
     if len(matches) == 1:
         return matches[0]

@@ -270,7 +270,11 @@ def _take_in(known: SweepProgress, row: dict[str, Any]) -> None:
             portion = known.portions[row["portion"]]
             portion.answered, portion.reason = row["time"], str(row["reason"])
         case SweepEvent.TAKEN:
-            known.taken.update(from_ranges(row.get("members", ())))
+            submitted = from_ranges(row.get("members", ()))
+            known.taken.update(submitted)
+            known.over.difference_update(submitted)
+            for index in submitted:
+                known.again.pop(index, None)
             known.over.update(from_ranges(row.get("over", ())))
         case SweepEvent.CANCELLED:
             known.cancelled = True
