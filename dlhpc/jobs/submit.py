@@ -84,7 +84,9 @@ def submit_attempt(run: RunDirectory, attempt: int, *, unless_cancelled: bool = 
 
 
 def queue_ahead(run: RunDirectory, plan: Plan) -> None:
-    """Where a job may not submit the next attempt: keep as many waiting as the plan says. Under the submission lock.
+    """Where a job may not submit the next attempt: keep as many behind the next or running one as the plan says.
+
+    Under the submission lock.
 
     Each starts only if the one before ended with another code than 0. What goes wrong here loses nothing: it is on
     record, and whoever looks at the run tries again.
@@ -94,7 +96,7 @@ def queue_ahead(run: RunDirectory, plan: Plan) -> None:
     while True:
         known = progress(read_journal(run)[0])
         room = plan.max_attempts - known.begun - len(known.waiting)
-        if known.final or not known.jobs or len(known.waiting) >= plan.attempts_ahead or room <= 0:
+        if known.final or not known.jobs or len(known.jobs) > plan.attempts_ahead or room <= 0:
             return
         try:
             _submit(run, plan, known, after=(Dependency(known.jobs[-1], "afternotok"),), ahead=True)
