@@ -29,6 +29,7 @@ COMMANDS = {
 
 
 def _refuse(store: Store, command: str) -> None:
+    """The server does not answer. LoadLeveler's message is from users' reports, its exit code is our assumption."""
     if store.config["system"] == "loadleveler":
         sys.stderr.write(
             f'{command}: 2539-463 Cannot connect to {store.config["host"]} "LoadL_schedd" on port 9605. errno = 111\n'

@@ -37,6 +37,7 @@ class Store:
         self.config: dict[str, Any] = self._read("config.json", {})
         self.state: dict[str, Any] = {}
         self._lock = -1
+        self._before = ""
 
     def path(self, *names: str) -> str:
         """A path inside the double's folder."""
@@ -60,10 +61,11 @@ class Store:
         self._lock = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.state = self.peek()
+        self._before = json.dumps(self.state)
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if _error[0] is None or _error[0] is SystemExit:
+        if (_error[0] is None or _error[0] is SystemExit) and json.dumps(self.state) != self._before:
             self._write("state.json", self.state)
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
@@ -78,7 +80,8 @@ class Store:
     @property
     def refuses(self) -> bool:
         """Whether the server is down: nothing is answered and nothing started."""
-        return bool(self.state.get("crashed")) or bool(self.faults().get("down"))
+        faults = self.faults()
+        return bool(self.state.get("crashed")) or (bool(faults.get("down")) and "commands" not in faults)
 
     def _read(self, name: str, default: Any) -> Any:
         try:

@@ -180,7 +180,9 @@ def soft_limit(_store: Store, _session: list[int], _script: int) -> None:
 
 def hard_limit(store: Store, job: Job, session: list[int], used: float) -> float:
     """The walltime is over: TERM to the whole session; gives how long until KILL."""
-    for path in (store.path("spool", f"{job['id']}.ER"), store.path("spool", f"{job['id']}.OU")):
+    out, err = output_paths(store.config, job)
+    live = [err, out] if "d" in job["data"]["keep"] else []
+    for path in (store.path("spool", f"{job['id']}.ER"), store.path("spool", f"{job['id']}.OU"), *live):
         if os.path.exists(path):
             with open(path, "a", encoding="utf-8") as file:
                 file.write(f"=>> PBS: job killed: walltime {int(used)} exceeded limit {job['walltime']}\n")

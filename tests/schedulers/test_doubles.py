@@ -210,6 +210,10 @@ class TestPbsResources:
     def test_walltime_formats(self, pbs: Login, text: str, shown: str) -> None:
         assert pbs.full(pbs.submit("true\n", "-l", f"walltime={text}"))["Resource_List.walltime"] == shown
 
+    @pytest.mark.parametrize(("text", "shown"), [("4gb", "4194304kb"), ("512mb", "524288kb"), ("2048", "2kb")])
+    def test_memory_formats(self, pbs: Login, text: str, shown: str) -> None:
+        assert pbs.full(pbs.submit("true\n", "-l", f"select=1:mem={text}"))["Resource_List.mem"] == shown
+
     def test_old_nodes_syntax_without_gpus_is_taken(self, pbs: Login) -> None:
         job = pbs.submit("true\n", "-l", "nodes=2:ppn=4")
         assert pbs.full(job)["Resource_List.select"] == "2:ncpus=4:mpiprocs=4"
@@ -281,6 +285,7 @@ class TestPbsEnds:
         pbs.double.idle()
         said = (pbs.folder / "w.o1").read_text()
         assert "got it" in said
+        assert "=>> PBS: job killed: walltime 1 exceeded limit 1" in said
         assert "child" in said
         assert pbs.full(job)["Exit_status"] == "-29"
 
