@@ -26,7 +26,7 @@ from dlhpc.sites.models import Launcher, Paths, Prices, Queue, Site
         ("only words\n", r"here\.yaml: the profile and its `paths` must hold"),
         ("name: x\npaths: words\n", r"here\.yaml: the profile and its `paths` must hold"),
         ("name: x\npaths: {runs: [a]}\n", r"here\.yaml: `paths\.runs` must be the name of a folder"),
-        ("name: x\npaths: " + "[" * 400, r"here\.yaml: cannot be read"),
+        ("name: x\npaths: " + "[" * 1000, r"here\.yaml: cannot be read"),
     ],
 )
 def test_a_profile_without_sense_is_named_with_its_line(
