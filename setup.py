@@ -19,6 +19,6 @@ else:
         package_data={
             "dlhpc": ["py.typed"],
             "dlhpc.jobtemplates": ["**/*.j2", "**/*.sh"],
-            "dlhpc.site": ["**/*.yaml", "**/*.sh"],
+            "dlhpc.site": ["**/*.yaml", "**/*.sh", "**/*.j2"],
         },
     )

@@ -41,9 +41,11 @@ class Node(Model):
     """One kind of compute node. On the local site, absent numbers are read from the machine itself."""
 
     cores: AtLeastOne | None = None
+    """CPU cores that jobs may use."""
     memory: MemoryBytes | None = None
     """What jobs may ask for; a little less than is built in."""
     gpus: Count | None = None
+    """GPUs in one node."""
     gpu_model: str | None = None
     """As people call it: `NVIDIA A100 80GB`."""
     count: AtLeastOne | None = None
@@ -51,6 +53,7 @@ class Node(Model):
     off: Count = 0
     """How many of them are switched off, as to save electricity."""
     power: Power | None = None
+    """What one of them draws."""
 
     @model_validator(mode="after")
     def _some_on(self) -> Self:
@@ -68,11 +71,15 @@ class Queue(Model):
     """A queue (partition, class) and its limits."""
 
     name: SchedulerWord
+    """As the batch system calls it."""
     node: str | None = None
     """Which of `nodes` it gives; the only one if absent."""
     max_walltime: Duration | None = None
+    """Longest time of one job."""
     min_nodes: AtLeastOne = 1
+    """Fewest nodes of one job."""
     max_nodes: AtLeastOne | None = None
+    """Most nodes of one job."""
     max_jobs: AtLeastOne | None = None
     """How many jobs a user may have in it, waiting and running together; a sweep is submitted in such portions."""
 
@@ -127,8 +134,11 @@ class Prices(Model):
     """What is charged; for reports and for `dlhpc plan`."""
 
     node_hour: Money | None = None
+    """One node for one hour."""
     kwh: Money | None = None
+    """One kilowatt hour."""
     currency: str = "JPY"
+    """As it is to be printed beside the amounts."""
 
 
 class Gpu(Model):
@@ -145,8 +155,11 @@ class Site(Model):
     """One machine."""
 
     name: str
+    """What runs and reports call it."""
     description: str = ""
+    """One sentence for `dlhpc site list`."""
     scheduler: Literal["local", "slurm", "pbs", "loadleveler"] = "local"
+    """The batch system; `local` needs none."""
     dialect: Literal["select", "nodes", "totals", "torque"] | None = None
     """PBS only. `select`: PBS Professional and OpenPBS, `-l select=2:ncpus=8` (the default); `nodes`: the same servers
     where `-l nodes=2:ppn=8` is the rule; `totals`: the same where select is forbidden and `ncpus`, `ngpus` and `mem` of
@@ -156,12 +169,17 @@ class Site(Model):
     queues: Annotated[list[Queue], Field(min_length=1)]
     """The first is the default."""
     launcher: Launcher = Launcher()
+    """How the ranks of a job are started."""
     environments: Annotated[dict[str, Environment], Field(min_length=1)] = {"default": Environment()}
     """By name; the first is the default."""
     paths: Paths = Paths()
+    """Where runs and temporary files lie."""
     accounts: Accounts = Accounts()
+    """Who may be charged."""
     prices: Prices = Prices()
+    """What is charged."""
     gpu: Gpu = Gpu()
+    """How GPUs are asked for."""
     network: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.,]+$")
     """LoadLeveler: the value of `network.MPI` for jobs on more than one node, such as `sn_all,not_shared,US`."""
     directives: list[Annotated[str, Field(pattern=r"^[ -~]+$")]] = []
