@@ -218,7 +218,7 @@ def send(pids: list[int], number: int) -> None:
 
 def inside_a_job(store: Store) -> Job | None:
     """The job whose process called us, found among our ancestors; None on the login node."""
-    runners = {job["runner"]: job for job in store.peek()["jobs"].values() if job["runner"]}
+    runners: dict[int, Job] = {job["runner"]: job for job in store.peek()["jobs"].values() if job["runner"]}
     pid = os.getpid()
     while pid > 1:
         pid = parent_of(pid)

@@ -49,7 +49,7 @@ def launch(store: Store, job: Job) -> Launch:
     words = [data["executable"]]
     with contextlib.suppress(OSError):
         words = shell_words(config, data["executable"])
-    streams = {}
+    streams: dict[str, int] = {}
     for name in ("output", "error"):
         path = os.path.join(data["initialdir"], data[name])
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if job["runs"] > 1 else os.O_TRUNC)

@@ -73,7 +73,7 @@ def _date(moment: float | None) -> str:
 
 def _value(job: Job, column: str) -> str:
     user = pwd.getpwuid(os.getuid()).pw_name
-    return {
+    values: dict[str, str] = {
         "id": job["id"],
         "st": status(job),
         "o": user,
@@ -87,7 +87,8 @@ def _value(job: Job, column: str) -> str:
         "a": job["data"]["account"],
         "cc": "" if job["exit"] is None else str(job["exit"]),
         "p": "50",
-    }[column]
+    }
+    return values[column]
 
 
 def llq(store: Store, argv: list[str]) -> int:

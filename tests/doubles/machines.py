@@ -195,8 +195,14 @@ class Double:
 
     def node_failure(self, job_id: str) -> None:
         """The job's node dies: all its processes at once. A job that may run again waits again."""
+        self._tell(job_id, "failure")
+
+    def _tell(self, job_id: str, how: str, number: int = 0) -> None:
         with self.store() as store:
-            ask_runner(store.jobs[job_id], "failure")
+            job = store.jobs[job_id]
+            if job["state"] != "running":
+                raise ValueError(f"{job_id} is {job['state']}: only a running job has nodes")
+            ask_runner(job, how, number)
 
     def idle(self, timeout: float = 30) -> None:
         """Wait until nothing runs and nothing can start. Raises TimeoutError."""
@@ -260,5 +266,4 @@ class LoadLevelerDouble(Double):
 
     def vacate(self, step_id: str) -> None:
         """LoadLeveler wants the nodes: USR1, and KILL after the grace. A step with ``restart = yes`` waits again."""
-        with self.store() as store:
-            ask_runner(store.jobs[step_id], "vacate", signal.SIGUSR1)
+        self._tell(step_id, "vacate", signal.SIGUSR1)

@@ -54,7 +54,8 @@ def size(text: str, name: str = "mem") -> int:
     found = _SIZE.fullmatch(text)
     if not found:
         raise bad_value(name)
-    return int(found[1]) * 1024 ** " kmgtp".index(found[2].lower() or " ") * (8 if found[3].lower() == "w" else 1)
+    unit: int = 1024 ** " kmgtp".index(found[2].lower() or " ")
+    return int(found[1]) * unit * (8 if found[3].lower() == "w" else 1)
 
 
 def clock(total: float) -> str:

@@ -159,7 +159,7 @@ class _Runner:
                     os.read(wake, 4096)
             first = False
             self._reap()
-            if self.status is not None:
+            if self._is_over():
                 break
             now = time.monotonic() - began
             for how, number in self._asks():
@@ -184,6 +184,9 @@ class _Runner:
             if kill_at is not None and now >= kill_at:
                 send(self._left(), signal.SIGKILL)
                 kill_at = now + 0.05
+
+    def _is_over(self) -> bool:
+        return self.status is not None
 
     def _asks(self) -> list[tuple[str, int]]:
         with self.store:  # whoever woke us holds the lock until what he asks is written
