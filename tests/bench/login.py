@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dlhpc.jobs.follow import statuses
 from dlhpc.jobs.plan import decide
-from dlhpc.jobs.render import _environment, placeholder_run, render
+from dlhpc.jobs.render import _environment, render
 from dlhpc.runs.curves import Point, read_points, write_points
-from dlhpc.runs.directory import RunDirectory, create_run
+from dlhpc.runs.directory import RunDirectory, create_run, placeholder_run
 from dlhpc.runs.find import all_runs
 from dlhpc.runs.journal import Event, record
 from dlhpc.runs.plan import Plan
@@ -29,7 +29,9 @@ def _plan(folder: Path) -> Plan:
     picture = folder / "a.pgm"
     picture.touch()
     catalog = Catalog(["a", "b"], {"train": [Picture(str(picture), 0)] * 64, "val": [], "unseen": []})
-    site = Site(name="here", queues=[Queue(name="all", node=Node(cores=8, gpus=0))], launcher=Launcher(kind="gloo"))
+    site = Site(
+        name="here", nodes={"box": Node(cores=8, gpus=0)}, queues=[Queue(name="all")], launcher=Launcher(kind="gloo")
+    )
     spec = Spec.model_validate({"name": "bench", "data": {"folder": str(folder)}, "job": {"ranks_per_node": 2}})
     return decide(spec, site, catalog, folder)
 
@@ -69,10 +71,12 @@ def status() -> Figure:
         def fill(hidden: RunDirectory, _: RunDirectory) -> None:
             lines = [
                 {"event": "created"},
-                {"event": "submitting", "attempt": 1},
-                {"event": "submitted", "attempt": 1, "job_id": "1"},
+                {"event": "submitting", "submission": 1, "attempt": 1},
+                {"event": "submitted", "submission": 1, "attempt": 1, "job_ids": ["1"]},
+                {"event": "begun", "attempt": 1, "job_id": "1", "host": "node1"},
                 *({"event": "epoch", "attempt": 1, "epoch": n, "epochs": 30} for n in range(1, 31)),
                 {"event": "finished", "attempt": 1, "code": 0},
+                {"event": "concluded", "attempt": 1, "job_id": "1", "next": "over"},
             ]
             time = datetime.now().astimezone().isoformat()
             hidden.journal.write_text("".join(json.dumps({"time": time, **line}) + "\n" for line in lines))
