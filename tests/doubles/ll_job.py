@@ -8,8 +8,9 @@ import os
 import shlex
 import signal
 
-from tests.doubles.engine import Job, Store, send
+from tests.doubles.engine import Job, Store
 from tests.doubles.pbs_job import Launch, login_environment, shell_words
+from tests.doubles.processes import send
 
 
 def launch(store: Store, job: Job) -> Launch:

@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from tests.doubles.commands import COMMANDS
-from tests.doubles.engine import Job, Store, advance, ask_runner, birth, descendants, send, whole
+from tests.doubles.engine import Job, Store, advance, ask_runner, whole
 from tests.doubles.posix_tools import build_posix_path
+from tests.doubles.processes import birth, descendants, send
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = os.path.realpath(sys.executable)

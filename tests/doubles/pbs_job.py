@@ -10,7 +10,8 @@ import shutil
 import signal
 from dataclasses import dataclass
 
-from tests.doubles.engine import Job, Store, send
+from tests.doubles.engine import Job, Store
+from tests.doubles.processes import send
 
 WALLTIME_KILLED = -29
 """``JOB_EXEC_KILL_WALLTIME``."""

@@ -13,16 +13,8 @@ import signal
 import time
 from typing import Any
 
-from tests.doubles.engine import (
-    RUNNER_NAME,
-    Job,
-    Store,
-    advance,
-    birth,
-    descendants,
-    send,
-    whole,
-)
+from tests.doubles.engine import Job, Store, advance, whole
+from tests.doubles.processes import RUNNER_NAME, birth, descendants, send
 
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 
