@@ -85,10 +85,21 @@ def see_sweep_through(sweep: SweepDirectory, *, wait: bool, as_json: bool) -> No
     now = _wait_for(sweep, quiet=as_json) if wait else sweep_status(sweep)
     if as_json:
         print_json(as_value(sweep, now))
-    elif wait:
-        click.echo(f"{sweep.name}: {now.sentence()}{best_phrase(now)}")
+    else:
+        _tell(now)
     if wait and now.state is not RunState.FINISHED:
         raise SystemExit(1)
+
+
+def tell_sweep(sweep: SweepDirectory) -> None:
+    """One line on where the sweep stands."""
+    from dlhpc.jobs.sweep_status import sweep_status
+
+    _tell(sweep_status(sweep))
+
+
+def _tell(now: SweepStatus) -> None:
+    click.echo(f"{now.sweep}: {now.sentence()}{best_phrase(now)}")
 
 
 def as_value(sweep: SweepDirectory, now: SweepStatus) -> dict[str, Any]:
@@ -166,41 +177,40 @@ def _follow(sweep: SweepDirectory) -> Iterator[SweepStatus]:
 # --- plan and render --------------------------------------------------------------------------------------------
 
 
+_MOST_SHOWN = 100
+
+
 def show_sweep(planned: PlannedSweep, *, as_json: bool) -> None:
     """All that submitting the sweep would do: how it is submitted, every member, and the script."""
     import dataclasses
 
     from dlhpc.cli.common import print_json
 
-    members = list(planned.members())
+    record = planned.record
     if as_json:
-        print_json(
-            {
-                "sweep": dataclasses.asdict(planned.record),
-                "members": [
-                    {"settings": one.settings, "plan": dataclasses.asdict(one.plan)}
-                    for one in sorted(members, key=lambda one: one.index)
-                ],
-            }
-        )
+        plans = sorted(((one.index, dataclasses.asdict(one.plan)) for one in planned.members()), key=lambda one: one[0])
+        members = [{"settings": record.members[index], "plan": plan} for index, plan in plans]
+        print_json({**dataclasses.asdict(record), "members": members})
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    record = planned.record
     keys = list(dict.fromkeys(key for settings in record.members for key in settings))
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("MEMBER", *keys, "STEPS", "RATE"):
+    for title in ("MEMBER", *keys, "STEPS", "BATCH"):
         table.add_column(title, overflow="fold")
-    for one in sorted(members, key=lambda one: one.index):
-        values = [Text(str(one.settings.get(key, ""))) for key in keys]
-        rate = f"{one.plan.base_rate:g}"
-        table.add_row(f"{one.index:0{record.width}d}", *values, str(one.plan.total_steps), rate)
+    decided = sorted((one.index, one.plan.total_steps, one.plan.global_batch) for one in planned.members())
+    for index, steps, batch in decided[:_MOST_SHOWN]:
+        values = [Text(str(record.members[index].get(key, ""))) for key in keys]
+        table.add_row(f"{index:0{record.width}d}", *values, str(steps), str(batch))
     console = Console()
     console.print(table)
+    if len(decided) > _MOST_SHOWN:
+        click.echo(f"… and {len(decided) - _MOST_SHOWN} more; --json has them all.")
     for warning in planned.warnings:
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     click.echo(f"\n{how_submitted(planned)}")
     console.print("\n[bold]Job script[/]")
     click.echo(first_script(planned), nl=False)

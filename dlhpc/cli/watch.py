@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dlhpc.cli.common import runs_option, the_run
+from dlhpc.cli.common import runs_option, the_entry
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,9 +30,17 @@ def watch(name: str, runs: str | None, site: str | None, once: bool) -> None:
       dlhpc watch last
     """
     from dlhpc.cli.progress import follow, see_through, tell_end
+    from dlhpc.cli.sweep import see_sweep_through, tell_sweep
     from dlhpc.jobs.follow import status
+    from dlhpc.runs.directory import RunDirectory
 
-    run = the_run(name, runs, site)
+    run = the_entry(name, runs, site)
+    if not isinstance(run, RunDirectory):
+        if once:
+            tell_sweep(run)
+        else:
+            see_sweep_through(run, wait=True, as_json=False)
+        return
     if not once and not sys.stdout.isatty():
         see_through(run, wait=True, as_json=False)
         return

@@ -27,7 +27,9 @@ from dlhpc.runs.find import find_run
 from dlhpc.runs.plan import Plan
 from dlhpc.runs.sweep import SweepRecord
 from dlhpc.schedulers.base import get_scheduler
+from dlhpc.schedulers.local_queue import offered_cores, offered_gpus
 from dlhpc.sites.load import find_site, load_site
+from dlhpc.sites.models import Node
 from dlhpc.spec.base import format_duration
 from dlhpc.spec.load import Document, kind_error, override, plain, read_document, validate
 from dlhpc.spec.models import Data, Spec
@@ -154,7 +156,7 @@ def make_sweep(
     values.pop("sweep", None)
     _find_runs_before(values, runs)
     first = _validate_all(document, values, members)
-    profile = load_site(site)
+    profile = _as_it_is(load_site(site))
     planned = PlannedSweep(
         record=_record(first, sweep, profile, members),
         document=document,
@@ -176,6 +178,22 @@ def make_sweep(
     number = len(members)
     told = [text if count == number else f"{text} ({count} of {number} members)" for text, count in warnings.items()]
     return dataclasses.replace(planned, warnings=told)
+
+
+def _as_it_is(site: Site) -> Site:
+    """On this machine: what it has is asked once, not once for each member."""
+    if site.scheduler != "local":
+        return site
+    nodes = {
+        name: node.model_copy(
+            update={
+                "cores": node.cores or offered_cores(),
+                "gpus": offered_gpus() if node.gpus is None else node.gpus,
+            }
+        )
+        for name, node in (site.nodes or {"here": Node()}).items()
+    }
+    return site.model_copy(update={"nodes": nodes})
 
 
 def _record(spec: Spec, sweep: Sweep, site: Site, members: list[Settings]) -> SweepRecord:
