@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +37,17 @@ class CommandFailed(CommandError):
         self.answer = answer
 
 
-def ask(argv: Sequence[str | Path], *, timeout: float, remedy: str | None = None) -> Answer:
+def ask(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float,
+    remedy: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Answer:
     """Run ``argv`` (never through a shell) and give its answer, whatever its exit code.
 
-    It gets nothing on its standard input. ``timeout`` is in seconds. Raises :class:`CommandMissing` or
+    It gets nothing on its standard input, and our own environment unless ``environment`` is given (all of it then).
+    ``timeout`` is in seconds. Raises :class:`CommandMissing` or
     :class:`CommandTimeout`.
     """
     words = tuple(str(word) for word in argv)
@@ -53,6 +60,7 @@ def ask(argv: Sequence[str | Path], *, timeout: float, remedy: str | None = None
             errors="replace",
             timeout=timeout,
             check=False,
+            env=environment,
         )
     except FileNotFoundError as error:
         raise CommandMissing(
@@ -66,9 +74,15 @@ def ask(argv: Sequence[str | Path], *, timeout: float, remedy: str | None = None
     return Answer(words, done.returncode, done.stdout, done.stderr)
 
 
-def demand(argv: Sequence[str | Path], *, timeout: float, remedy: str | None = None) -> Answer:
+def demand(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float,
+    remedy: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Answer:
     """As :func:`ask`, but a code other than zero raises :class:`CommandFailed`."""
-    answer = ask(argv, timeout=timeout, remedy=remedy)
+    answer = ask(argv, timeout=timeout, remedy=remedy, environment=environment)
     if answer.code != 0:
         raise CommandFailed(answer, remedy)
     return answer
