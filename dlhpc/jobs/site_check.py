@@ -73,12 +73,11 @@ def check_from_job(
         made = [folder for folder in (runs, *runs.parents) if not folder.exists()]
         probe.folder.mkdir(parents=True)
     try:
-        request = _write(site, asked, account, probe, scheduler)
         try:
-            job_ids = scheduler.submit(request)
+            job_ids = scheduler.submit(_write(site, asked, account, probe, scheduler))
         except DlhpcError as error:
             remedy = error.remedy or "Correct the queue, its limits, accounts or directives in the profile."
-            return [differs(subject, f"was not taken: {error.what}", remedy, key=("queues",))]
+            return [differs(subject, f"was not submitted: {error.what}", remedy, key=("queues",))]
         status = _await(scheduler, job_ids, probe, wait_s, tell)
         answer = _answer(probe, patient=status.state in (JobState.ENDED, JobState.GONE))
         if answer is None:
@@ -130,8 +129,8 @@ def _write(site: Site, queue: Queue, account: str | None, probe: _Probe, schedul
     inner = _header(site, queue, account, probe.inner_tag, folder / "inner.out")
     lines = ["#!/bin/sh", *scheduler.directives(header), ""]
     # The scratch folder is the one word that a shell is to expand; its model allows nothing else of the shell in it.
-    scratch = f'"{site.paths.scratch}"' if site.paths.scratch else "''"
-    lines += [f"sh {shlex.quote(str(folder / 'look.sh'))} {shlex.quote(str(folder))} {site.scheduler} {scratch}"]
+    lines.append(f'scratch=$(set -u; printf %s "{site.paths.scratch or ""}")')
+    lines.append(f'sh {shlex.quote(str(folder / "look.sh"))} {shlex.quote(str(folder))} {site.scheduler} "$scratch"')
     for number, name in enumerate(site.environments):
         words = environment_arguments(site, name, folder / "environment.sh")
         target = shlex.quote(str(folder / f"environment-{number}"))

@@ -94,18 +94,26 @@ class Machine:
 
 
 class Questions:
-    """Asks one thing after another, and keeps what was said instead of an answer."""
+    """Asks one thing after another, and keeps what was said instead of an answer.
+
+    When the first gets no answer, nothing further is asked: a server that is down lets each command wait long.
+    """
 
     def __init__(self) -> None:
         self.silent: list[str] = []
+        self._answered = False
 
     def answer(self, argv: Sequence[str], parse: Callable[[str], Value]) -> Value | None:
         """What ``parse`` makes of the command's output; None, and a sentence in ``silent``, if there is none."""
+        if self.silent and not self._answered:
+            return None
         try:
-            return parse(demand(argv, timeout=ANSWER_WITHIN_S).out)
+            said = demand(argv, timeout=ANSWER_WITHIN_S).out
         except CommandError as error:
             self.silent.append(error.what)
-        return None
+            return None
+        self._answered = True
+        return parse(said)
 
 
 def detect_scheduler() -> str:

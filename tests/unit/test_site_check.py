@@ -7,7 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from dlhpc.cli import cli
+from dlhpc.errors import CommandError
 from dlhpc.sites import probe_loadleveler, probe_pbs, probe_slurm
 from dlhpc.sites.check import compare
 from dlhpc.sites.findings import Finding, Verdict, placed
@@ -509,3 +512,18 @@ def test_a_launcher_must_be_on_the_compute_node() -> None:
     python, launcher = environment_findings(profile, "default", said, "node1")
     assert (python.verdict, python.what) == (Verdict.OK, "Python 3.11.2 with dlhpc, torch on node1")
     assert (launcher.verdict, launcher.what) == (Verdict.DIFFERS, "mpirun is not on PATH on node1")
+
+
+def test_no_profile_is_written_for_a_system_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    command = tmp_path / "scontrol"
+    command.write_text(f'#!/bin/sh\necho "$*" >> {asked}\necho "Unable to contact slurm controller" >&2\nexit 1\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    done = CliRunner().invoke(cli, ["site", "init", "--scheduler", "slurm", "--output", str(tmp_path / "new.yaml")])
+    assert isinstance(done.exception, CommandError)
+    assert "Unable to contact slurm controller" in str(done.exception)
+    assert asked.read_text() == "show config\n", "one question that waits in vain is enough"
+    assert not (tmp_path / "new.yaml").exists()
