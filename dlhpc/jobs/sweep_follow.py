@@ -96,10 +96,17 @@ def _submit_some(sweep: SweepDirectory) -> list[str]:
         log(sweep, SweepEvent.TAKEN, over=to_ranges(sorted(over)))
     room = len(fresh) + len(again) if decided.cap is None else decided.cap - in_queue
     ids: list[str] = []
+    not_yet: UserError | None = None
     for index in again[: max(0, room)]:
-        ids.append(resume(sweep.member(index, decided.width)))
+        try:
+            ids.append(resume(sweep.member(index, decided.width)))
+        except UserError as error:  # as one whose job has not quite ended; it must not hold up the others
+            not_yet = error
+            continue
         log(sweep, SweepEvent.TAKEN, members=[[index, index]])
         room -= 1
+    if not_yet is not None and not ids and not fresh:
+        raise not_yet
     if decided.portion > 1 and decided.running is not None and in_queue + len(ids):
         return ids  # the limit on running members is a property of one array
     while fresh and room > 0:
