@@ -7,13 +7,17 @@ launcher=$3
 shift 3
 
 if [ $# -gt 0 ]; then
-    # The files that job scripts look for, in their order.
-    for file in ${init:-/etc/profile.d/modules.sh /etc/profile.d/lmod.sh /usr/share/modules/init/sh \
-        /usr/share/lmod/lmod/init/sh}; do
+    modules=$*
+    if [ -n "$init" ]; then
+        set -- "$init"
+    else # where job scripts look for it, in their order
+        set -- /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /usr/share/modules/init/sh /usr/share/lmod/lmod/init/sh
+    fi
+    for file in "$@"; do
         # shellcheck disable=SC1090  # which one there is depends on the machine
         if ! type module > /dev/null 2>&1 && [ -r "$file" ]; then . "$file"; fi
     done
-    for name in "$@"; do
+    for name in $modules; do # their names hold no blanks
         module load "$name"
         case ":${LOADEDMODULES:-}:" in
             *":$name:"* | *":$name/"*) printf 'dlhpc:module %s yes\n' "$name" ;;

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -9,8 +12,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from dlhpc import resources
 from dlhpc.cli import cli
 from dlhpc.errors import CommandError
+from dlhpc.process import ask
 from dlhpc.sites import probe_loadleveler, probe_pbs, probe_slurm
 from dlhpc.sites.check import compare
 from dlhpc.sites.findings import Finding, Verdict, placed
@@ -527,3 +532,24 @@ def test_no_profile_is_written_for_a_system_that_does_not_answer(
     assert "Unable to contact slurm controller" in str(done.exception)
     assert asked.read_text() == "show config\n", "one question that waits in vain is enough"
     assert not (tmp_path / "new.yaml").exists()
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash", "mksh", "busybox sh"])
+def test_the_scripts_of_the_check_run_under_every_shell(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell.split()[0]) is None:
+        pytest.skip(f"no {shell} here")
+    modules = tmp_path / "my init.sh"
+    modules.write_text('module() { [ "$2" = good/1 ] && LOADEDMODULES=${LOADEDMODULES:+$LOADEDMODULES:}$2; }\n')
+    scripts = resources.folder("jobtemplates")
+    words = [scripts / "site-environment.sh", modules, sys.executable, "no-such-launcher", "good/1", "bad/2"]
+    said = ask([*shell.split(), *words], timeout=60).out.splitlines()
+    assert said[:2] == ["dlhpc:module good/1 yes", "dlhpc:module bad/2 no"]
+    assert said[2].startswith("dlhpc:python runs 3.")
+    assert said[3] == "dlhpc:launcher no"
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    ask([*shell.split(), scripts / "site-check.sh", folder, "local", tmp_path / "a disk"], timeout=60)
+    seen = dict(line.split(" ", 1) for line in (folder / "answer.tmp").read_text().splitlines())
+    assert seen["scratch"] == f"yes {tmp_path}/a disk"
+    assert seen["host"] == os.uname().nodename
+    assert "submit" not in seen
