@@ -20,7 +20,8 @@ if [ -n "$scratch" ]; then
     printf 'scratch %s %s\n' "$written" "$scratch"
 fi
 
-# A held job proves that jobs may submit jobs, and never runs; the login node cancels it. Slurm can say so without one.
+# A held job proves that jobs may submit jobs; it never runs, and is cancelled at once (and looked for once more from the
+# login node). Slurm can say so without one.
 case $scheduler in
     slurm) said=$(sbatch --test-only "$folder/inner.sh" 2>&1) ;;
     pbs) said=$(qsub -h "$folder/inner.sh" 2>&1) ;;
@@ -28,6 +29,10 @@ case $scheduler in
     *) false ;;
 esac
 code=$?
+case $scheduler$code in
+    pbs0) qdel "$(printf '%s\n' "$said" | tail -n 1)" > /dev/null 2>&1 ;;
+    loadleveler0) llcancel "$(printf '%s\n' "$said" | sed -n 's/.*The job "\([^"]*\)".*/\1/p')" > /dev/null 2>&1 ;;
+esac
 said=$(printf '%s' "$said" | tr '\n' ' ')
 if [ "$code" -eq 0 ]; then
     printf 'submit yes %s\n' "$said"
