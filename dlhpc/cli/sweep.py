@@ -50,7 +50,7 @@ def planned_sweep(
 def submit_sweep(planned: PlannedSweep, folder: Path, *, wait: bool, as_json: bool) -> None:
     """Make the sweep, submit what there is room for, and see it through if asked to."""
     from dlhpc.errors import DlhpcError
-    from dlhpc.jobs.sweep_follow import go_on
+    from dlhpc.jobs.sweep_follow import start
     from dlhpc.jobs.sweep_status import sweep_status
     from dlhpc.jobs.sweep_write import create_sweep
 
@@ -58,7 +58,7 @@ def submit_sweep(planned: PlannedSweep, folder: Path, *, wait: bool, as_json: bo
         click.echo(f"warning: {warning}", err=True)
     sweep = create_sweep(planned, folder)
     try:
-        ids = go_on(sweep)
+        ids = start(sweep)
     except DlhpcError as error:
         again = f"The sweep is kept: `dlhpc resume {sweep.name}` submits the rest of it."
         error.remedy = f"{error.remedy} {again}" if error.remedy else again

@@ -37,13 +37,23 @@ from dlhpc.schedulers.base import get_scheduler
 # --- Submitting as there is room --------------------------------------------------------------------------------
 
 
+def start(sweep: SweepDirectory) -> list[str]:
+    """Submit the first members of a new sweep, as many as there is room for; gives the ids of the jobs."""
+    return _go_on(sweep, at_first=True)
+
+
 def go_on(sweep: SweepDirectory) -> list[str]:
-    """Submit members for which there is room; gives the ids of the jobs. Somebody else's sweep is left alone.
+    """Submit members for which there is room; gives the ids of the jobs. Somebody else's sweep is left alone, and one
+    of which nothing was ever submitted (`dlhpc submit` was killed, or refused): that waits for `dlhpc resume`.
 
     Raises what submitting raises; what was not submitted then waits for the next call.
     """
     if _is_foreign(sweep) or not _wants_something(sweep):
         return []
+    return _go_on(sweep)
+
+
+def _go_on(sweep: SweepDirectory, *, at_first: bool = False) -> list[str]:
     with storage_errors(sweep.again):
         sweep.again.touch()
     ids: list[str] = []
@@ -53,7 +63,7 @@ def go_on(sweep: SweepDirectory) -> list[str]:
                 break  # the holder will see the mark
             with storage_errors(sweep.again):
                 sweep.again.unlink(missing_ok=True)
-            ids += _submit_some(sweep)
+            ids += _submit_some(sweep, at_first)
     return ids
 
 
@@ -74,17 +84,21 @@ def _wants_something(sweep: SweepDirectory) -> bool:
     known = read_progress(sweep)
     if known.open is not None:
         return True
-    return not known.cancelled and (bool(known.again) or len(known.submitted) < len(read_record(sweep).members))
+    return (
+        known.begun
+        and not known.cancelled
+        and (bool(known.again) or len(known.submitted) < len(read_record(sweep).members))
+    )
 
 
-def _submit_some(sweep: SweepDirectory) -> list[str]:
+def _submit_some(sweep: SweepDirectory, at_first: bool) -> list[str]:
     """Under the lock: as many members as there is room for."""
     decided = read_record(sweep)
     settle_locked(sweep)
     known = read_progress(sweep)
     submitted = known.submitted
     held = decided.hold if known.held is None else known.held
-    if known.open is not None or known.cancelled or (held and submitted):
+    if known.open is not None or known.cancelled or (held and submitted) or not (known.begun or at_first):
         return []
     there = [index_of(run.name) for run in sweep.found_members()]
     fresh = [index for index in there if index not in submitted]

@@ -95,7 +95,7 @@ def sweep_status(sweep: SweepDirectory, found: Sequence[RunStatus] | None = None
 
 def _waits_for_turn(sweep: SweepDirectory, known: SweepProgress, submitted: set[int], one: RunStatus) -> bool:
     """Whether the sweep is going to submit this member."""
-    if known.cancelled or not one.state.is_over:
+    if known.cancelled or not known.begun or not one.state.is_over:
         return False
     index = index_of(one.run)
     if index in known.again:

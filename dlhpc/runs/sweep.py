@@ -224,6 +224,8 @@ class SweepProgress:
     cancelled: bool = False
     held: bool | None = None
     """None: as the spec says."""
+    begun: bool = False
+    """A member was submitted, or the user has asked for that since: the others follow by themselves."""
     of_member: dict[int, list[Portion]] = field(default_factory=dict)
 
     @property
@@ -266,12 +268,14 @@ def _take_in(known: SweepProgress, row: dict[str, Any]) -> None:
             portion = known.portions[row["portion"]]
             portion.answered, portion.array_id = row["time"], str(row["array_id"])
             portion.job_ids = dict(zip(portion.members, map(str, row["job_ids"])))
+            known.begun = True
         case SweepEvent.SUBMIT_FAILED:
             portion = known.portions[row["portion"]]
             portion.answered, portion.reason = row["time"], str(row["reason"])
         case SweepEvent.TAKEN:
             submitted = from_ranges(row.get("members", ()))
             known.taken.update(submitted)
+            known.begun = known.begun or bool(submitted)
             known.over.difference_update(submitted)
             for index in submitted:
                 known.again.pop(index, None)
@@ -281,6 +285,7 @@ def _take_in(known: SweepProgress, row: dict[str, Any]) -> None:
             known.again.clear()
         case SweepEvent.RESUMED:
             known.cancelled = False
+            known.begun = True
             known.again.update({int(index): int(count) for index, count in row["again"]})
             known.over.difference_update(known.again)
         case SweepEvent.HELD:

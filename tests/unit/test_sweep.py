@@ -371,7 +371,7 @@ def test_a_sweep_that_cannot_be_written_to_its_end_leaves_nothing(
 
 def test_a_hundred_members_are_one_call_and_one_question(world: World) -> None:
     sweep = world.create_many(100)
-    assert sweep_follow.go_on(sweep) == ["1"]
+    assert sweep_follow.start(sweep) == ["1"]
     (request,) = world.scheduler.requests
     assert request.header.array == tuple(range(100))
     assert request.tag == f"cars-{read_record(sweep).sweep_id}-1"
@@ -385,7 +385,7 @@ def test_a_hundred_members_are_one_call_and_one_question(world: World) -> None:
 def test_an_array_in_portions_of_what_the_site_allows(world: World) -> None:
     world.profile(max_array=4)
     sweep = world.create_many(9)
-    assert sweep_follow.go_on(sweep) == ["1", "2", "3"]
+    assert sweep_follow.start(sweep) == ["1", "2", "3"]
     assert [request.header.array for request in world.scheduler.requests] == [(0, 1, 2, 3), (0, 1, 2, 3), ()]
     assert [one.job_id for one in follow.statuses(sweep.found_members())] == [
         *("1_0", "1_1", "1_2", "1_3", "2_0", "2_1", "2_2", "2_3"),
@@ -398,7 +398,7 @@ def test_an_array_in_portions_of_what_the_site_allows(world: World) -> None:
 def test_each_task_of_an_array_becomes_its_member(world: World, shell: str) -> None:
     world.profile(max_array=4)
     sweep = world.create_many(9)
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     for run in sweep.found_members():
         run.script.write_text(f'echo "$0 of {run.name} here"; exit 7\n')
     for variable in ("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "PBS_ARRAYID"):
@@ -416,7 +416,7 @@ def test_each_task_of_an_array_becomes_its_member(world: World, shell: str) -> N
 def test_the_array_script_is_clean_posix_in_a_folder_with_any_name(world: World) -> None:
     world.runs = world.folder / "it's $(here) ; é"
     sweep = world.create_many(3)
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     for checker in (["shellcheck", "-s", "sh"], ["dash", "-n"]):
         done = subprocess.run([*checker, str(sweep.script(1))], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -434,10 +434,13 @@ def test_killed_around_the_call_of_the_scheduler(world: World, arrives: bool) ->
     sweep = world.create_many(5)
     world.scheduler.fault, world.scheduler.arrives = Killed(), arrives
     with pytest.raises(Killed):
-        sweep_follow.go_on(sweep)
+        sweep_follow.start(sweep)
     world.scheduler.fault, world.scheduler.arrives = None, True
     assert set(states(sweep)) == {RunState.QUEUED if arrives else RunState.NOT_SUBMITTED}
-    assert sweep_follow.go_on(sweep) == ([] if arrives else ["2"])
+    assert sweep_follow.go_on(sweep) == []  # looking at a sweep does not start it
+    if not arrives:
+        assert sweep_status(sweep).sentence() == "5 not submitted"
+        assert sweep_follow.resume_sweep(sweep) == ["2"]
     assert set(states(sweep)) == {RunState.QUEUED}
     assert len(world.scheduler.tags) == 1
 
@@ -446,7 +449,7 @@ def test_not_knowing_whether_an_array_arrived_is_asked_once_and_said_of_every_me
     sweep = world.create_many(20)
     world.scheduler.fault = CommandTimeout("no answer")
     with pytest.raises(CommandTimeout):
-        sweep_follow.go_on(sweep)
+        sweep_follow.start(sweep)
     world.scheduler.fault, world.scheduler.silent = None, True
     assert set(states(sweep)) == {RunState.UNKNOWN}
     assert sweep_follow.go_on(sweep) == []
@@ -463,7 +466,7 @@ def test_a_refused_array_is_on_record_and_submitted_by_resume(world: World) -> N
     sweep = world.create_many(5)
     world.scheduler.fault, world.scheduler.arrives = CommandError("no such account"), False
     with pytest.raises(CommandError):
-        sweep_follow.go_on(sweep)
+        sweep_follow.start(sweep)
     world.scheduler.fault, world.scheduler.arrives = None, True
     (now, *_) = follow.statuses(sweep.found_members())
     assert (now.state, now.reason) == (RunState.NOT_SUBMITTED, "no such account; submit it with `dlhpc resume`")
@@ -473,7 +476,7 @@ def test_a_refused_array_is_on_record_and_submitted_by_resume(world: World) -> N
 
 def test_a_member_resumed_alone_is_not_in_a_later_array(world: World) -> None:
     sweep = world.create_many(6, cap=3)
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     assert sweep_follow.resume_member(sweep.found_members()[4]) == "2"
     world.scheduler.jobs.clear()
     for index in (0, 1, 2, 4):
@@ -490,7 +493,7 @@ def test_portions_follow_as_the_queue_empties_and_are_not_tiny(world: World) -> 
     assert "arrays of at most 8, at most 8 of them in the queue" in how_submitted(
         world.plan("lr=" + ",".join(map(str, range(1, 20))))
     )
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     members = sweep.found_members()
     finish(members[0], "1_0")
     conclude_one = sweep_follow.go_on_after
@@ -505,7 +508,7 @@ def test_portions_follow_as_the_queue_empties_and_are_not_tiny(world: World) -> 
 
 def test_many_processes_at_once_submit_no_member_twice(world: World) -> None:
     sweep = world.create_many(40)
-    threads = [threading.Thread(target=sweep_follow.go_on, args=(sweep,)) for _ in range(8)]
+    threads = [threading.Thread(target=sweep_follow.start, args=(sweep,)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -517,9 +520,9 @@ def test_many_processes_at_once_submit_no_member_twice(world: World) -> None:
 def test_whoever_finds_the_lock_taken_leaves_a_mark_and_does_not_wait(world: World) -> None:
     sweep = world.create_many(4)
     with sweep_lock(sweep):
-        assert sweep_follow.go_on(sweep) == []
+        assert sweep_follow.start(sweep) == []
         assert sweep.again.exists()
-    assert sweep_follow.go_on(sweep) == ["1"]
+    assert sweep_follow.start(sweep) == ["1"]
 
 
 # --- One by one -------------------------------------------------------------------------------------------------
@@ -528,7 +531,7 @@ def test_whoever_finds_the_lock_taken_leaves_a_mark_and_does_not_wait(world: Wor
 def test_without_arrays_members_are_submitted_one_by_one_under_a_cap(world: World) -> None:
     world.scheduler.abilities = Abilities()
     sweep = world.create_many(14)
-    assert len(sweep_follow.go_on(sweep)) == 10
+    assert len(sweep_follow.start(sweep)) == 10
     members = sweep.found_members()
     finish(members[0], "1")
     sweep_follow.go_on_after(members[0])
@@ -546,8 +549,9 @@ def test_killed_between_two_members_nobody_is_submitted_twice(world: World, monk
     with monkeypatch.context() as patch:
         patch.setattr(sweep_follow, "log", killed)
         with pytest.raises(Killed):
-            sweep_follow.go_on(sweep)
-    sweep_follow.go_on(sweep)
+            sweep_follow.start(sweep)
+    assert sweep_status(sweep).sentence() == "1 queued, 4 not submitted"
+    sweep_follow.resume_sweep(sweep)
     assert len(world.scheduler.requests) == 5
     assert set(states(sweep)) == {RunState.QUEUED}
 
@@ -557,7 +561,7 @@ def test_killed_between_two_members_nobody_is_submitted_twice(world: World, monk
 
 def test_cancel_ends_what_is_in_the_queue_and_submits_no_more_until_resume(world: World) -> None:
     sweep = world.create_many(12, cap=8)
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     finish(sweep.found_members()[0], "1_0")
     now = sweep_follow.cancel_sweep(sweep)
     assert now.sentence() == "1 finished, 7 cancelled, 4 not submitted"
@@ -571,7 +575,7 @@ def test_cancel_ends_what_is_in_the_queue_and_submits_no_more_until_resume(world
 
 def test_a_failed_member_is_submitted_alone_with_its_own_script(world: World) -> None:
     sweep = world.create_many(4)
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     run = find_run(f"{sweep.name}.2", world.runs)
     record(run, Event.BEGUN, attempt=1, job_id="1_2", host="node1")
     record(run, Event.FAILED, attempt=1, code=65, reason="a picture is broken", retried=False)
@@ -589,7 +593,7 @@ def test_a_failed_member_is_submitted_alone_with_its_own_script(world: World) ->
 
 def test_a_member_that_waits_for_its_turn_can_be_cancelled(world: World) -> None:
     sweep = world.create_many(6, cap=3)
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     sweep_follow.cancel_member(sweep.found_members()[4])
     world.scheduler.jobs.clear()
     for index in (0, 1, 2):
@@ -601,7 +605,7 @@ def test_a_member_that_waits_for_its_turn_can_be_cancelled(world: World) -> None
 
 def test_a_held_sweep_submits_no_more_until_it_is_released(world: World) -> None:
     sweep = world.create_many(6, cap=3)
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     assert sweep_follow.hold_sweep(sweep) == 3
     assert world.scheduler.held == ["1_0", "1_1", "1_2"]
     world.scheduler.jobs.clear()
@@ -614,18 +618,18 @@ def test_a_held_sweep_submits_no_more_until_it_is_released(world: World) -> None
 
 def test_a_spec_that_asks_to_be_held_is(world: World) -> None:
     sweep = world.create("lr=0.1,0.2,0.3", settings=["job.hold=true"])
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     assert world.scheduler.requests[0].held
     assert set(states(sweep)) == {RunState.HELD}
 
 
 def test_a_run_that_members_wait_for_is_looked_for_once_and_passed_on(world: World) -> None:
     before = world.create_many(2)
-    sweep_follow.go_on(before)
+    sweep_follow.start(before)
     first = before.found_members()[0]
     sweep = world.create("lr=0.1,0.2", settings=[f"job.after=[{first.name.removeprefix('cars-')}]"])
     assert read_plan(sweep.found_members()[1].plan).after == [str(first.path)]
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     assert [one.job_id for one in world.scheduler.requests[1].after] == ["1_0"]
 
 
@@ -649,7 +653,7 @@ def test_members_are_found_by_their_numbers_and_stand_among_all_runs(world: Worl
 
 def test_status_shows_a_sweep_in_one_line_and_its_members_when_named(world: World) -> None:
     sweep = world.create_many(5)
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     for index, accuracy in ((0, 0.5), (3, 0.931)):
         finish(sweep.found_members()[index], f"1_{index}", accuracy)
     said = CliRunner().invoke(status_command, ["--runs", str(world.runs)]).output.splitlines()
@@ -666,5 +670,5 @@ def test_the_script_that_render_shows_is_the_one_that_is_submitted(world: World)
     planned = world.plan("lr=0.1,0.2,0.3")
     shown = first_script(planned)
     sweep = create_sweep(planned, world.runs)
-    sweep_follow.go_on(sweep)
+    sweep_follow.start(sweep)
     assert sweep.script(1).read_text() == shown.replace("cars-DATE-TIME-xxxx", sweep.name)
