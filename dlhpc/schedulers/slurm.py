@@ -1,8 +1,8 @@
 """Slurm: its commands, and the thin class that runs them.
 
 Directives are in :mod:`~dlhpc.schedulers.slurm_directives`, the reading of answers in
-:mod:`~dlhpc.schedulers.slurm_parse`. Only options that Slurm has had for long are used, and no JSON: a centre's Slurm may
-be old, and JSON costs many times as much.
+:mod:`~dlhpc.schedulers.slurm_parse`. Only options that Slurm has had for long are used, and no JSON: a centre's
+Slurm may be old, and JSON costs many times as much.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _LOST = re.compile(
 """After these words of sbatch the controller may have the job all the same."""
 
 _REMEDIES: tuple[tuple[str, str], ...] = (
+    (r"submit ?job ?limit|accounting/qos policy", "Wait until some of your jobs have ended, or ask for less."),
     (r"invalid partition|partition.*not (available|valid)", "Set job.queue; `sinfo -s` lists the partitions."),
     (r"group not permitted to use this partition", "Set job.queue to a partition that your group may use."),
     (r"reservation", "Set job.reservation to one that `scontrol show reservation` lists for you, or remove it."),
     (r"invalid account|account/partition", "Set job.account; `sacctmgr show associations user=$USER` lists yours."),
     (r"invalid qos|qos.*permission", "Set job.qos; `sacctmgr show associations user=$USER format=account,qos` lists."),
     (r"time limit", "Set job.walltime to no more than the partition allows; `sinfo -o '%P %l'` tells."),
-    (r"submit ?job ?limit|accounting/qos policy", "Wait until some of your jobs have ended, or ask for less."),
     (r"memory specification", "Set job.memory to less than a node has; `sinfo -o '%P %m'` tells it in MB."),
     (r"node count", "Set job.nodes to what the partition allows; `sinfo -o '%P %D %s'` tells."),
     (r"generic resource|gres", "Set gpu.resource in the site profile to the name in `sinfo -o '%P %G'`."),
@@ -82,11 +82,12 @@ def queue_command(user: int, cluster: str | None = None) -> list[str]:
     return ["squeue", *_on(cluster), *_QUEUE_OPTIONS, f"--user={user}", f"--format={_QUEUE_FORMAT}"]
 
 
-def queue_ids_command(jobs: Sequence[str], cluster: str | None = None) -> list[str]:
-    """These jobs, whoever's they are; all jobs if these are too many to name."""
+def queue_ids_command(jobs: Sequence[str], cluster: str | None = None, *, each_task: bool = False) -> list[str]:
+    """These jobs, whoever's they are (all jobs if these are too many to name); with a line for each waiting task."""
     words = ",".join(jobs)
     named = [f"--jobs={words}"] if len(words) <= _LONGEST_LIST else []
-    return ["squeue", *_on(cluster), *_QUEUE_OPTIONS, *named, f"--format={_QUEUE_FORMAT}"]
+    lines = ["--array"] if each_task else []
+    return ["squeue", *_on(cluster), *_QUEUE_OPTIONS, *lines, *named, f"--format={_QUEUE_FORMAT}"]
 
 
 def accounting_command(jobs: Sequence[str], cluster: str | None = None) -> list[str]:
@@ -199,7 +200,7 @@ def _portions(job_ids: Iterable[JobId]) -> Iterator[tuple[str | None, list[str]]
         elif len(tasks) == 1:
             words.setdefault(cluster, []).append(f"{job}_{min(tasks)}")
         else:
-            words.setdefault(cluster, []).append(f"{job}_[{compressed(sorted(tasks))}]")
+            words.setdefault(cluster, []).append(f"{job}_[{compressed(sorted(tasks), steps=False)}]")
     for cluster, all_words in words.items():
         for first in range(0, len(all_words), 500):
             yield cluster, all_words[first : first + 500]
@@ -229,7 +230,8 @@ class SlurmScheduler:
         job_id = parse_submit(answer.out)
         if job_id is not None:
             return [job_id]
-        if answer.code == 0 or answer.code < 0 or answer.code > 128 or _LOST.search(answer.err):
+        killed = answer.code < 0 or 128 < answer.code < 193  # a wrapper script says 128 + signal; 255 is sbatch's own
+        if answer.code == 0 or killed or _LOST.search(answer.err):
             raise CommandTimeout(
                 f"sbatch gave no clear answer (code {answer.code}): {_said(answer) or 'it said nothing'}",
                 remedy="The job may be queued all the same; `dlhpc status` finds out.",
@@ -241,7 +243,11 @@ class SlurmScheduler:
         return [f"{number}_{index}{semicolon}{cluster}" for index in indices]
 
     def query(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
-        """One squeue; one more for jobs of other users, and one sacct, only where some are not in its answer."""
+        """One squeue. More only where its answer leaves something open.
+
+        A second squeue for jobs that are not the user's own, one for arrays of which some tasks are held and others are
+        not, and one sacct for jobs that slurmctld has forgotten.
+        """
         answer: dict[str, JobStatus] = {}
         wanted: defaultdict[str | None, dict[str, JobId]] = defaultdict(dict)
         for job_id in job_ids:
@@ -297,6 +303,10 @@ class SlurmScheduler:
     def _query(self, cluster: str | None, ids: Mapping[str, JobId]) -> dict[str, JobStatus]:
         table = Table()
         table.add(parse_queue(_question(queue_command(os.getuid(), cluster)).out))
+        asked = {known.job for known in ids.values()}
+        if mixed := sorted(table.mixed & asked):
+            command = queue_ids_command(mixed, cluster, each_task=True)
+            table.add(parse_queue(_question(command, none=_OVER).out))
         if missing := _missing(ids, table):
             table.add(parse_queue(_question(queue_ids_command(missing, cluster), none=_OVER).out))
         entries = {job_id: table.look(known) for job_id, known in ids.items()}

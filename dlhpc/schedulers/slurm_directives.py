@@ -92,8 +92,8 @@ def time_limit(seconds: int) -> str:
     return f"{f'{days}-' if days else ''}{hours:02d}:{minutes:02d}:{rest:02d}"
 
 
-def compressed(indices: Sequence[int]) -> str:
-    """Rising numbers as Slurm writes them: ``0-9``, ``0-8:2``, ``1,5,10-12``."""
+def compressed(indices: Sequence[int], *, steps: bool = True) -> str:
+    """Rising numbers as Slurm writes them: ``0-9``, ``0-8:2``, ``1,5,10-12``; ids of tasks know no steps."""
     parts = []
     at = 0
     while at < len(indices):
@@ -103,7 +103,7 @@ def compressed(indices: Sequence[int]) -> str:
             end += 1
         if step == 1 and end - at > 1:
             parts.append(f"{indices[at]}-{indices[end - 1]}")
-        elif end - at > 2:
+        elif steps and end - at > 2:
             parts.append(f"{indices[at]}-{indices[end - 1]}:{step}")
         else:
             parts.append(str(indices[at]))

@@ -129,6 +129,8 @@ def state_of(word: str, reason: str = "") -> tuple[JobState, str | None]:
         return state, None
     if name == "REVOKED":
         return state, "REVOKED: another cluster of the federation has it"
+    if name == "CANCELLED" and why != "DependencyNeverSatisfied":
+        why = ""  # it is why the job had been waiting
     return state, (f"{said}: {why}" if why else said)
 
 
@@ -240,11 +242,15 @@ class Table:
     """By job: the entries that stand for several tasks."""
     members: defaultdict[str, list[Entry]] = field(default_factory=lambda: defaultdict(list))
     """By job: all its entries."""
+    mixed: set[str] = field(default_factory=set)
+    """Jobs with an entry for several tasks of which some are held: squeue tells only all their reasons together."""
 
     def add(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
             if entry.tasks:
                 self.together[entry.job].append(entry)
+                if entry.reason is not None and "," in entry.reason and "JobHeld" in entry.reason:
+                    self.mixed.add(entry.job)
             else:
                 self.single[entry.job, entry.task] = entry
             self.members[entry.job].append(entry)
