@@ -30,6 +30,9 @@ class RunState(StrEnum):
         return self in (RunState.FINISHED, RunState.FAILED, RunState.CANCELLED, RunState.NOT_SUBMITTED)
 
 
+STUCK = "it saved its state, and its job could not submit another; `dlhpc watch` or `dlhpc resume` goes on"
+
+
 @dataclass(frozen=True)
 class JobView:
     """What the scheduler said of a job: ``queued``, ``held``, ``running``, ``over`` or ``unknown``."""
@@ -125,7 +128,9 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
             return changes if now.final else {**changes, "ended": None, "reason": None, "tail": ()}
         case Event.CONCLUDED if job == now.current:
             again_waiting = (str(job), *now.waiting) if details.get("next") == "requeued" else now.waiting
-            return {"current": None, "waiting": again_waiting}
+            quiet = details.get("next") == "stuck" and now.ended is None
+            stuck = {"ended": RunState.FAILED, "reason": STUCK} if quiet else {}
+            return {"current": None, "waiting": again_waiting, **stuck}
         case Event.JOB_OVER:
             over = set(details.get("job_ids", ()))
             left = tuple(one for one in now.waiting if one not in over)

@@ -226,7 +226,7 @@ def test_a_chain_that_is_used_up_goes_on_when_somebody_looks(chain: RunDirectory
     scheduler.end(chain, "job4", 4, AttemptExit.CONTINUE, saved=True)
     now = follow.status(chain)
     assert now.state is RunState.FAILED
-    assert "go on with `dlhpc resume`" in str(now.reason)
+    assert "`dlhpc watch` or `dlhpc resume` goes on" in str(now.reason)
     assert follow.look_after(chain, now)
     assert scheduler.alive() == ["job5", "job6"]
     assert scheduler.start(chain, "job5") == 5

@@ -178,11 +178,19 @@ def test_a_signal_reaches_the_ranks_even_if_the_stop_file_cannot_be_made(tmp_pat
 
 def test_modules_are_loaded_in_order_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     init = tmp_path / "module system.sh"
-    init.write_text('module() { echo "$*" >> "$MODULE_LOG"; : $NEVER_SET; }\n')
+    init.write_text('module() { echo "$*" >> "$MODULE_LOG"; : $NEVER_SET; LOADEDMODULES=${LOADEDMODULES:-}:$2; }\n')
     monkeypatch.setenv("MODULE_LOG", str(tmp_path / "loaded"))
     code, _ = run_script(tmp_path, "", modules=["gcc/12.2.0", "cuda@12"], module_init=str(init))
     assert code == 0
     assert (tmp_path / "loaded").read_text().splitlines() == ["load gcc/12.2.0", "load cuda@12"]
+
+
+def test_a_module_system_that_fails_without_an_exit_code_is_seen_through(tmp_path: Path) -> None:
+    init = tmp_path / "modules.sh"
+    init.write_text("module() { LOADEDMODULES=other/1; echo 'ERROR: not found' >&2; }\n")
+    code, run = run_script(tmp_path, "", modules=["cuda/12"], module_init=str(init))
+    assert code == 78
+    assert "the module cuda/12 was not loaded" in run.job_log.read_text()
 
 
 def test_a_module_that_is_not_there_ends_the_job_with_its_name(tmp_path: Path) -> None:
