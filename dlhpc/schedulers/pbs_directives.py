@@ -2,7 +2,8 @@
 
 Sources: the manual pages ``qsub(1B)`` and ``pbs_resources(7B)`` of OpenPBS 23, Torque's `Requesting Resources`, and
 what a real OpenPBS 23.06 server took and refused. A directive is split into words at blanks, with quotes and
-backslashes; of a repeated ``-l`` name the first one counts and the others are dropped without a word, so none is ever repeated.
+backslashes; of a repeated ``-l`` name the first one counts and the others are dropped without a word, so none is ever
+repeated.
 """
 
 from __future__ import annotations
