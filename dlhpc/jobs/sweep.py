@@ -121,8 +121,14 @@ def read_sweep(
     if axes:
         sweep = _with_axes(sweep, axes, known)
         document.root["sweep"] = sweep.model_dump(mode="json", exclude_defaults=True)
-    if sweep is None or (sweep.grid is None and sweep.list is None and sweep.random is None):
+    if sweep is None:
         return document, None
+    if sweep.grid is None and sweep.list is None and sweep.random is None:
+        raise UserError(
+            "`sweep` names no settings",
+            where=document.place(("sweep",)),
+            remedy="Give it `grid`, `list` or `random`, or use --sweep key=value,….",
+        )
     if cap is not None:
         sweep = sweep.model_copy(update={"cap": cap})
         document.root["sweep"]["cap"] = cap

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,91 +15,8 @@ from dlhpc.jobs.sweep_status import SweepStatus, sweep_status
 from dlhpc.runs.journal import read_journal
 from dlhpc.runs.state import RunState
 from dlhpc.runs.sweep import SweepDirectory, read_record
+from tests.schedulers.sweep_world import World, over, until
 from tests.slurm_cluster import SlurmCluster, temporary_cluster
-
-ROOT = Path(__file__).resolve().parents[2]
-
-STAND_IN = f"""#!/bin/sh
-# In place of an interpreter with torch: training is over at once, or goes as a file beside the runs says.
-export PYTHONPATH={ROOT}
-case "$2" in
-    dlhpc.data) exit 0 ;;
-    dlhpc.train) ;;
-    *) exec {sys.executable} "$@" ;;
-esac
-name=${{3##*.}}
-[ ! -f "$3/../../$name.waits" ] || [ "$DLHPC_ATTEMPT" != 1 ] || {{
-    trap 'exit 75' USR2
-    touch "$3/trains"
-    while :; do sleep 0.2; done
-}}
-[ ! -f "$3/../../$name.breaks" ] || [ "$DLHPC_ATTEMPT" != 1 ] || exit 65
-exec {sys.executable} -c '
-import os, sys
-from pathlib import Path
-from dlhpc.runs.directory import RunDirectory
-from dlhpc.runs.journal import Event, record
-record(RunDirectory(Path(sys.argv[1])), Event.FINISHED, attempt=int(os.environ["DLHPC_ATTEMPT"]), code=0)
-' "$3"
-"""
-
-
-class World:
-    """A spec, a site on the cluster, and the real command line."""
-
-    def __init__(self, folder: Path, cluster: SlurmCluster) -> None:
-        self.folder = folder
-        self.cluster = cluster
-        self.runs = folder / "runs"
-        self.runs.mkdir()
-        self.environment = {**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT)}
-        python = folder / "env" / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(STAND_IN)
-        python.chmod(0o755)
-        self.site = folder / "site.yaml"
-        self.site.write_text(
-            "name: here\nscheduler: slurm\nnodes: {gpu: {cores: 8, gpus: 0}}\nqueues: [{name: gpu}]\n"
-            f"environments: {{default: {{prefix: {folder / 'env'}}}}}\n"
-        )
-        self.spec = folder / "cars.yaml"
-        self.spec.write_text(
-            "name: cars\ndata: {folder: photos, width: 32, height: 32}\nnetwork: {name: smallnet}\n"
-            "job: {walltime: 10min, cores_per_rank: 2}\n"
-        )
-        for name in ("anna/0", "anna/1", "bert/0", "bert/1"):
-            path = folder / "photos" / f"{name}.pgm"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"P5 1 1 255\n\x00")
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "dlhpc", *words, "--runs", str(self.runs), "--site", str(self.site)]
-        return subprocess.Popen(
-            command, env=self.environment, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-
-    def dlhpc(self, *words: str) -> str:
-        process = self.start(*words)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, out + err
-        return out
-
-    def submit(self, number: int, *words: str) -> SweepDirectory:
-        rates = ",".join(str((n + 1) / 1000) for n in range(number))
-        return SweepDirectory(
-            Path(json.loads(self.dlhpc("submit", "cars.yaml", "--sweep", f"lr={rates}", "--json", *words))["path"])
-        )
-
-    def queue(self) -> list[str]:
-        """Names of what is in the queue, an array once."""
-        return self.cluster.ask(["squeue", "-h", "-o", "%j"]).stdout.split()
-
-
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +29,13 @@ def cluster() -> Iterator[SlurmCluster]:
 def world(tmp_path: Path, cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    yield World(tmp_path, cluster)
+    yield World(tmp_path, cluster.environment, "scheduler: slurm", "gpu")
     cluster.reset()
 
 
-def over(sweep: SweepDirectory) -> Callable[[], bool]:
-    return lambda: sweep_status(sweep).is_over
+def queue(cluster: SlurmCluster) -> list[str]:
+    """Names of what is in the queue, an array once."""
+    return cluster.ask(["squeue", "-h", "-o", "%j"]).stdout.split()
 
 
 def test_an_array_trains_all_its_members(world: World) -> None:
@@ -139,17 +53,19 @@ def test_an_array_trains_all_its_members(world: World) -> None:
     assert hosts == [one.job_id for one in now.members]
 
 
-def test_members_follow_each_other_under_a_cap_without_anybody_looking(world: World) -> None:
+def test_members_follow_each_other_under_a_cap_without_anybody_looking(world: World, cluster: SlurmCluster) -> None:
     sweep = world.submit(9, "--cap", "4")
 
     def journals() -> SweepStatus:
         return sweep_status(sweep)
 
-    until(lambda: not world.queue() and all((run.attempts / "1.exit").exists() for run in sweep.found_members()))
+    until(lambda: not queue(cluster) and all((run.attempts / "1.exit").exists() for run in sweep.found_members()))
     assert journals().sentence() == "9 finished"
 
 
-def test_a_member_that_saved_its_state_goes_on_as_the_same_task_and_its_siblings_do_not_notice(world: World) -> None:
+def test_a_member_that_saved_its_state_goes_on_as_the_same_task_and_its_siblings_do_not_notice(
+    world: World, cluster: SlurmCluster
+) -> None:
     (world.runs / "0002.waits").touch()
     sweep = world.submit(3)
     last = sweep.found_members()[2]  # the last task of an array has the id of the whole array
@@ -158,13 +74,13 @@ def test_a_member_that_saved_its_state_goes_on_as_the_same_task_and_its_siblings
     record_one_checkpoint(last.journal)
     task = statuses([last])[0].job_id
     assert task is not None
-    world.cluster.ask(["scancel", "--signal=USR2", "--batch", task])
+    cluster.ask(["scancel", "--signal=USR2", "--batch", task])
     until(lambda: "requeued" in last.journal.read_text())
     until(lambda: statuses([last])[0].state is RunState.QUEUED)
     assert sweep_status(sweep).sentence() == "2 finished, 1 queued"
     assert statuses([last])[0].job_id == task
     assert world.dlhpc("cancel", last.name).strip() == f"{last.name} is cancelled"
-    until(lambda: not world.queue())
+    until(lambda: not queue(cluster))
 
 
 def record_one_checkpoint(journal: Path) -> None:
@@ -183,19 +99,19 @@ def test_a_failed_member_is_submitted_alone(world: World) -> None:
     assert sweep_status(sweep).sentence() == "3 finished"
 
 
-def test_cancel_ends_all_tasks_and_resume_brings_them_back(world: World) -> None:
+def test_cancel_ends_all_tasks_and_resume_brings_them_back(world: World, cluster: SlurmCluster) -> None:
     for number in range(3):
         (world.runs / f"{number:04d}.waits").touch()
     sweep = world.submit(3)
     until((sweep.found_members()[0].path / "trains").exists)
     assert "3 cancelled" in world.dlhpc("cancel", sweep.name)
-    until(lambda: not world.queue())
+    until(lambda: not queue(cluster))
     world.dlhpc("resume", sweep.name)
     until(over(sweep))
     assert sweep_status(sweep).sentence() == "3 finished"
 
 
-def test_submit_killed_at_any_moment_leaves_one_array_or_none(world: World) -> None:
+def test_submit_killed_at_any_moment_leaves_one_array_or_none(world: World, cluster: SlurmCluster) -> None:
     source = random.Random(1)
     for _ in range(8):
         process = world.start("submit", "cars.yaml", "--sweep", "lr=0.1,0.2,0.3", "--set", "job.hold=true")
@@ -204,7 +120,7 @@ def test_submit_killed_at_any_moment_leaves_one_array_or_none(world: World) -> N
         process.communicate()
     sweeps = [SweepDirectory(path) for path in sorted(world.runs.iterdir()) if not path.name.startswith(".")]
     world.dlhpc("status")
-    before = world.queue()
+    before = queue(cluster)
     for sweep in sweeps:
         (state,) = {one.state for one in statuses(sweep.found_members())}
         there = before.count(f"cars-{read_record(sweep).sweep_id}-1")
@@ -212,4 +128,4 @@ def test_submit_killed_at_any_moment_leaves_one_array_or_none(world: World) -> N
         if not there:
             world.dlhpc("resume", sweep.name)
             assert {one.state for one in statuses(sweep.found_members())} == {RunState.HELD}
-    assert len(set(world.queue())) == len(world.queue()) == len(sweeps)
+    assert len(set(queue(cluster))) == len(queue(cluster)) == len(sweeps)

@@ -294,12 +294,13 @@ def test_a_sweep_in_the_spec_and_options_that_add_to_it(world: World) -> None:
         ("sweep: {grid: {lr: 0.1}}", r"cars\.yaml:10"),
         ("sweep:\n  grid: {lr: [1]}\n  random: {count: 1, over: {lr: [1]}}", "one of `grid`, `list`, `random`"),
         ("sweep:\n  gird: {lr: [1]}", "Did you mean `grid`"),
+        ("sweep:\n  cap: 3", r"cars\.yaml:10.*names no settings"),
         ("sweep:\n  random: {count: 2, over: {lr: {low: 2, high: 1}}}", "not below high"),
     ],
 )
 def test_a_mistaken_sweep_is_shown_at_its_line(world: World, text: str, said: str) -> None:
     world.spec.write_text(SPEC + text + "\n")
-    with pytest.raises(ErrorList, match=said):
+    with pytest.raises(UserError, match=said):
         world.plan()
 
 
