@@ -69,7 +69,12 @@ def submit_sweep(planned: PlannedSweep, folder: Path, *, wait: bool, as_json: bo
         click.echo(f"Submitted {sweep.name}, a sweep of {number} members, as {jobs}\n  {sweep.path}")
         now = sweep_status(sweep)
         if now.waiting:
-            click.echo(f"{len(now.waiting)} of them wait for room in the queue and follow as others end.")
+            how = (
+                "as others end"
+                if planned.site.compute_may_submit
+                else "when `dlhpc status` or `dlhpc watch` finds room"
+            )
+            click.echo(f"{len(now.waiting)} of them wait for room in the queue and follow {how}.")
         if not wait:
             click.echo(f"Follow it with:  dlhpc status {sweep.name}")
     see_sweep_through(sweep, wait=wait, as_json=as_json)

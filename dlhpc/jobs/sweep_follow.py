@@ -73,6 +73,8 @@ def go_on_after(run: RunDirectory) -> None:
     if sweep is None or not sweep.exists():
         return
     try:
+        if read_plan(run.plan).attempts_ahead:
+            return  # a job may not submit jobs here: `dlhpc status` and `dlhpc watch` do
         for job_id in go_on(sweep):
             print(f"dlhpc: the sweep goes on with job {job_id}", flush=True)
     except DlhpcError as error:
