@@ -271,6 +271,8 @@ class LoadLevelerScheduler:
     def estimate_start(self, request: JobRequest) -> StartEstimate:
         """From the class's free slots, the steps in it, and how long the last ones of this size waited."""
         header = request.header
+        if header.reservation is not None:
+            return StartEstimate(None, "a reservation has times of its own")
         place = ["-c", header.queue] if header.queue is not None else []
         answer = ask(["llq", "-l", *place], timeout=TIMEOUT_S)
         if answer.code != 0:

@@ -240,12 +240,15 @@ class PbsScheduler:
     def estimate_start(self, request: JobRequest) -> StartEstimate:
         """From free nodes, the jobs in the queue, and how long the last ones of this size waited."""
         header = request.header
+        if header.reservation is not None:
+            return StartEstimate(None, "a reservation has times of its own")
         place = [header.queue] if header.queue is not None else []
-        if self._torque:
+        jobs = None
+        if not self._torque:
+            jobs = parse_json(self._demand(["qstat", "-f", "-F", "json", *place]).out)
+        if jobs is None:
             jobs = parse_full(self._demand(["qstat", "-f", *place]).out)
-        else:
-            jobs = parse_json(self._demand(["qstat", "-f", "-F", "json", *place]).out) or {}
-            jobs = {**self._ended(header.queue), **jobs}
+        jobs = {**self._ended(header.queue), **jobs}
         return estimate_start(
             [queue_job(job) for job in jobs.values()],
             nodes=header.nodes,
@@ -254,7 +257,9 @@ class PbsScheduler:
         )
 
     def _ended(self, queue: str | None) -> dict[str, Attributes]:
-        """The last jobs that ended in a queue; none where the server keeps no history."""
+        """The last jobs that ended in a queue; none where the server keeps no history. Torque lists them by itself."""
+        if self._torque:
+            return {}
         try:
             place = [] if queue is None else ["-q", queue]
             ids = parse_ids(self._demand(["qselect", "-x", *place, "-s", "F"], history=True).out)[-_HISTORY:]

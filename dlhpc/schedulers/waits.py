@@ -6,7 +6,6 @@ For batch systems that, unlike Slurm, do not tell when a job would start that is
 from __future__ import annotations
 
 import re
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ def estimate_start(
     planned = max((job.planned for job in ahead if job.planned is not None), default=None)
     waits, of_size = _waits(jobs, nodes)
     if waits:
-        start = now + statistics.median(waits)
+        start = now + _median(waits)
         what = f"median wait of the last {len(waits)} jobs{' of about this size' if of_size else ''}"
         if len(waits) == 1:
             what = f"wait of the last job{' of about this size' if of_size else ''}"
@@ -101,6 +100,12 @@ def _waits(jobs: Sequence[QueueJob], nodes: int) -> tuple[list[float], bool]:
     of_size = len(similar) >= _ENOUGH
     chosen = (similar if of_size else latest)[:_RECENT]
     return [max(0.0, (job.started or 0.0) - (job.queued or 0.0)) for job in chosen], of_size
+
+
+def _median(values: Sequence[float]) -> float:
+    """Of at least one value; :mod:`statistics` takes long to import."""
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def _room(jobs: Sequence[QueueJob], missing: int, now: float) -> float | None:

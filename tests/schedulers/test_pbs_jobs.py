@@ -175,3 +175,8 @@ def test_a_server_without_history_forgets_ended_jobs_but_not_waiting_ones(desk: 
     assert desk.scheduler.find("b") == [runs]
     desk.scheduler.cancel([over, runs])
     desk.until(runs, JobState.GONE)
+
+
+def test_no_start_is_estimated_in_a_reservation(desk: Desk):
+    request = desk.request("next", "exit 0", reservation="R7")
+    assert desk.scheduler.estimate_start(request).start is None
