@@ -18,6 +18,7 @@ from dlhpc.jobs.sweep_status import SweepStatus, sweep_status
 from dlhpc.jobs.sweep_submit import settle_locked, submit_portion
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
+from dlhpc.runs.plan import read_plan
 from dlhpc.runs.state import Progress, RunState, progress
 from dlhpc.runs.sweep import (
     SweepDirectory,
