@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -27,7 +29,7 @@ from dlhpc.process import CommandTimeout
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.find import all_runs, find_entry, find_run
 from dlhpc.runs.journal import Event, read_journal, record
-from dlhpc.runs.plan import read_plan
+from dlhpc.runs.plan import Plan, read_plan
 from dlhpc.runs.state import RunState, progress
 from dlhpc.runs.sweep import SweepDirectory, from_ranges, read_progress, read_record, sweep_lock, to_ranges
 from dlhpc.schedulers.base import Abilities, Header, JobRequest, JobState, JobStatus
@@ -673,3 +675,29 @@ def test_the_script_that_render_shows_is_the_one_that_is_submitted(world: World)
     sweep = create_sweep(planned, world.runs)
     sweep_follow.start(sweep)
     assert sweep.script(1).read_text() == shown.replace("cars-DATE-TIME-xxxx", sweep.name)
+
+
+def test_one_array_has_the_walltime_of_its_longest_member(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    decide = sweep_module.decide
+
+    def by_experience(spec: Spec, *words: Any, **named: Any) -> Plan:
+        made = decide(spec, *words, **named)
+        needed = 600 if spec.learning_rate.base < 0.15 else 1500
+        return made if spec.job.walltime else dataclasses.replace(made, walltime_seconds=needed)
+
+    monkeypatch.setattr(sweep_module, "decide", by_experience)
+    sweep = world.create("lr=0.1,0.2,0.1001")
+    assert {read_plan(run.plan).walltime_seconds for run in sweep.found_members()} == {1500}
+
+
+def test_where_jobs_may_not_submit_jobs_a_member_that_ends_does_not_try(world: World) -> None:
+    world.site.write_text(world.site.read_text() + "compute_may_submit: false\n")
+    sweep = world.create_many(6, cap=3)
+    sweep_follow.start(sweep)
+    members = sweep.found_members()
+    for index in range(3):
+        finish(members[index], f"1_{index}")
+        sweep_follow.go_on_after(members[index])
+    assert len(world.scheduler.requests) == 1
+    CliRunner().invoke(status_command, ["--runs", str(world.runs)])
+    assert len(world.scheduler.requests) == 2
