@@ -88,6 +88,15 @@ class Progress:
         return self.begun + 1 if (waits and not self.final) or (self.begun == 0 and self.submissions) else self.begun
 
 
+def _core(job_id: object) -> tuple[str, ...]:
+    """An id without the domain that some commands add and others leave out.
+
+    LoadLeveler says `c1.site.org.7.0` at submission and `c1.7.0` elsewhere, PBS servers have long and short names.
+    """
+    first, *others = str(job_id).split(".")
+    return (first, *(part for part in others if part.isdigit()))
+
+
 def progress(entries: Sequence[Entry]) -> Progress:
     """Fold the journal. Only events since the latest submission or beginning decide whether the run has ended."""
     now = Progress()
@@ -110,7 +119,8 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
             return {"submissions": number, "open_submission": number, "begun_meanwhile": (), **again}
         case Event.SUBMITTED:
             ids = tuple(str(one) for one in details.get("job_ids", ()))
-            new = tuple(one for one in ids if one not in now.begun_meanwhile)
+            begun = [_core(one) for one in now.begun_meanwhile]
+            new = tuple(one for one in ids if _core(one) not in begun)
             named = now.last_job if details.get("ahead") or not ids else ids[0]
             return {"open_submission": None, "waiting": now.waiting + new, "last_job": named}
         case Event.SUBMIT_FAILED:
@@ -118,16 +128,18 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
                 return {"open_submission": None}
             return {"open_submission": None, "ended": RunState.NOT_SUBMITTED, "reason": details.get("reason")}
         case Event.BEGUN:
+            # As the submission called it, which is what the scheduler is asked with.
+            name = next((one for one in now.waiting if _core(one) == _core(job)), job)
             changes = {
                 "begun": entry.attempt or now.begun + 1,
-                "current": job,
-                "waiting": tuple(one for one in now.waiting if one != job),
+                "current": name,
+                "waiting": tuple(one for one in now.waiting if one != name),
                 "begun_meanwhile": (*now.begun_meanwhile, str(job)) if now.open_submission is not None else (),
-                "last_job": job,
+                "last_job": name,
             }
             return changes if now.final else {**changes, "ended": None, "reason": None, "tail": ()}
-        case Event.CONCLUDED if job == now.current:
-            again_waiting = (str(job), *now.waiting) if details.get("next") == "requeued" else now.waiting
+        case Event.CONCLUDED if _core(job) == _core(now.current):
+            again_waiting = (str(now.current), *now.waiting) if details.get("next") == "requeued" else now.waiting
             quiet = details.get("next") == "stuck" and now.ended is None
             stuck = {"ended": RunState.FAILED, "reason": STUCK} if quiet else {}
             return {"current": None, "waiting": again_waiting, **stuck}

@@ -268,3 +268,14 @@ def test_a_file_where_a_folder_is_needed_is_said(tmp_path: Path) -> None:
         all_runs(tmp_path / "runs")
     with pytest.raises(StorageError, match="choose another place"):
         new_run(tmp_path / "runs")
+
+
+def test_a_job_is_known_by_its_short_name_too(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    record(run, Event.SUBMITTING, submission=1, attempt=1)
+    record(run, Event.SUBMITTED, submission=1, attempt=1, job_ids=["c1.site.org.7.0"])
+    record(run, Event.BEGUN, attempt=1, job_id="c1.7.0")
+    known = progress(read_journal(run)[0])
+    assert (known.current, known.waiting) == ("c1.site.org.7.0", ())
+    record(run, Event.CONCLUDED, attempt=1, job_id="c1.7.0", next="over")
+    assert progress(read_journal(run)[0]).jobs == ()
