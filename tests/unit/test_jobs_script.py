@@ -223,13 +223,20 @@ def test_a_scratch_disk_that_refuses_does_not_stop_the_training(
 
 
 @pytest.mark.usefixtures("scheduler")
-def test_the_launcher_gets_the_file_of_hosts(tmp_path: Path) -> None:
-    made = dataclasses.replace(plan(tmp_path, CLUSTER, job={"nodes": 2}), scheduler="pbs", hostfile_option="--hostfile")
+def test_the_launcher_gets_a_file_with_a_line_for_each_rank(tmp_path: Path) -> None:
+    made = plan(tmp_path, CLUSTER, job={"nodes": 2, "ranks_per_node": 2})
+    made = dataclasses.replace(made, scheduler="pbs", dialect="nodes", hostfile_option="--hostfile")
     text = render(made, placeholder_run(tmp_path, "cars"))
-    assert "hostfile=${PBS_NODEFILE:-}" in text
     assert ' --hostfile "$hostfile" "$python" -m dlhpc.train "$run"' in text
+    cores = tmp_path / "nodefile"  # such a server writes a line for each core
+    cores.write_text("n1\n" * 8 + "n2\n" * 8)
+    line = next(line for line in text.splitlines() if line.startswith("awk"))
+    told = {"PBS_NODEFILE": str(cores), "PATH": "/usr/bin:/bin"}
+    shell = f"hostfile={tmp_path}/hosts; {line}"
+    subprocess.run(["dash", "-c", shell], env=told, check=True)
+    assert (tmp_path / "hosts").read_text().split() == ["n1", "n1", "n2", "n2"]
     text = render(dataclasses.replace(made, scheduler="loadleveler"), placeholder_run(tmp_path, "cars"))
-    assert "hostfile=${LOADL_HOSTFILE:-}" in text
+    assert "hostfile=$LOADL_HOSTFILE" in text
 
 
 @pytest.mark.usefixtures("scheduler")
