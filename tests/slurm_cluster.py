@@ -29,76 +29,14 @@ from typing import Self
 
 import pytest
 
-_MARK = "SLURM_TEST_CLUSTER"
-_NODE_MARK = "SLURM_TEST_NODE"
+from tests.slurm_machine import CLUSTER_MARK, NODE_MARK, clear, free_ports, slurm_conf, slurmdbd_conf
+
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 _NEEDED_FOR_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacct")
-_DATABASE_USER = "mysql"
-# Below the ports that the kernel gives to outgoing connections, so that none of these takes ours in between.
-_PORTS = range(15000, 31000)
-
-_SLURM_CONF = """\
-ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-CredType=cred/munge
-# A requeued job waits until its credential has expired: {requeue_wait} s here, 120 s where nobody says otherwise.
-AuthInfo=socket={folder}/munge.socket,cred_expire={requeue_wait}
-StateSaveLocation={folder}/state
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdSpoolDir={folder}/spool-%n
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmdLogFile={folder}/slurmd-%n.log
-SlurmdParameters=config_overrides
-# PMIx wants a folder of its own on each node
-TmpFS={folder}/tmp-%n
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=4000
-GresTypes=gpu
-JobCompType=jobcomp/filetxt
-JobCompLoc={folder}/jobs-completed.txt
-MailProg={folder}/mail
-MaxArraySize=20001
-MaxJobCount=50000
-JobRequeue=1
-ReturnToService=2
-KillWait=5
-SlurmdTimeout=10
-SlurmctldTimeout=10
-MessageTimeout=10
-PriorityType=priority/multifactor
-SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,bf_continue,bf_resolution=60
-{nodes}
-PartitionName=gpu Nodes={names} Default=YES DefaultTime=10:00 MaxTime=1:00:00 State=UP PriorityTier=1
-PartitionName=short Nodes={names} DefaultTime=1:00 MaxTime=5:00 State=UP PriorityTier=10
-PartitionName=down Nodes={names} MaxTime=1:00:00 State=DOWN
-"""
-
-_SLURMDBD_CONF = """\
-AuthType=auth/munge
-AuthInfo={folder}/munge.socket
-SlurmUser=root
-DbdHost={host}
-DbdAddr=127.0.0.1
-DbdPort={port}
-LogFile={folder}/slurmdbd.log
-PidFile={folder}/slurmdbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={database_port}
-StorageUser=slurm
-StoragePass={password}
-StorageLoc=slurm
-"""
+_ROOT = Path(__file__).resolve().parents[1]
+CLIENT_VARIABLES = ("SLURM_", "SBATCH_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SRUN_")
+_DATABASE_USER = "slurm"  # MariaDB refuses root; this user comes with the package
 
 
 class ClusterError(Exception):
@@ -111,7 +49,8 @@ class SlurmCluster:
     The nodes are ``gpu1``, ``gpu2`` …, each with ``gpus`` pretended GPUs and ``cores`` pretended cores. Partitions:
     ``gpu`` (the default, an hour), ``short`` (five minutes, preferred) and ``down`` (takes jobs, starts none).
     ``settings`` are further lines of slurm.conf; one that is there already is replaced. With ``accounting`` there is
-    `sacct`, and the account ``materials`` for root. ``requeue_wait`` is in seconds.
+    `sacct`, and the account ``materials`` for root. ``requeue_wait``: seconds, at least 5 (Slurm takes less for 120).
+    ``temporary`` has the guard remove the folder when whoever started the cluster was killed.
     """
 
     partitions = ("gpu", "short", "down")
@@ -128,6 +67,7 @@ class SlurmCluster:
         accounting: bool = False,
         requeue_wait: int = 5,
         settings: Mapping[str, str] | None = None,
+        temporary: bool = False,
     ) -> None:
         self.folder = folder.absolute()
         self.nodes = tuple(f"gpu{number}" for number in range(1, nodes + 1))
@@ -135,6 +75,7 @@ class SlurmCluster:
         self.accounting = accounting
         self.requeue_wait = requeue_wait
         self.settings = dict(settings or {})
+        self.temporary = temporary
         self.configuration = self.folder / "slurm.conf"
         self.mails = self.folder / "mails.txt"
         """The arguments of every mail that Slurm would have sent, one line each."""
@@ -193,8 +134,16 @@ class SlurmCluster:
 
     # what tests do to it --------------------------------------------------------------------------------------------
 
-    def kill_controller(self) -> None:
-        """Kill slurmctld as a crash would."""
+    def kill_controller(self, *, saved: bool = True) -> None:
+        """Kill slurmctld as a crash would.
+
+        It saves its state every five seconds; unless ``saved`` (which waits for that), what is newer is lost with it:
+        jobs that it took in, and where those that had begun are running.
+        """
+        if saved:
+            state, begun = self.folder / "state" / "job_state", time.time()
+            while time.time() < begun + 6 and not (state.exists() and state.stat().st_mtime > begun):
+                time.sleep(0.05)
         self._end("slurmctld", signal.SIGKILL)
 
     def start_controller(self) -> None:
@@ -202,14 +151,19 @@ class SlurmCluster:
         self._daemon("slurmctld", ["slurmctld", "-D", "-f", self.configuration])
         self._wait("slurmctld", lambda: self.ask(["scontrol", "ping"], check=False).returncode == 0)
 
-    def stop_node(self, name: str) -> None:
-        """Cut a node's power: its slurmd and all that runs on it are gone at once."""
+    def stop_node(self, name: str, *, noticed: bool = True) -> None:
+        """Cut a node's power: its slurmd and all that runs on it are gone at once.
+
+        The controller is told; unless ``noticed``, it finds out by itself, which takes about half a minute.
+        """
         self._end(f"slurmd-{name}", signal.SIGKILL)
         clear(self.folder, node=name)
+        if noticed:
+            self.ask(["scontrol", "update", f"nodename={name}", "state=down", "reason=power"])
 
     def start_node(self, name: str, *, wait: bool = True) -> None:
         """Switch a node on (again), and wait until it is in service."""
-        extra = {_NODE_MARK: name}
+        extra = {NODE_MARK: name}
         self._daemon(f"slurmd-{name}", ["slurmd", "-D", "-N", name, "-f", self.configuration], extra=extra)
         if wait:
             self.wait_nodes([name])
@@ -267,15 +221,7 @@ class SlurmCluster:
         if not key.exists():
             with open(os.open(key, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "wb") as stream:
                 stream.write(secrets.token_bytes(128))
-        ports = free_ports(len(self.nodes) + 3)
-        self._database_port, self._dbd_port = ports[0], ports[1]
-        hostname = socket.gethostname()
-        gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
-        nodes = [
-            f"NodeName={name} NodeHostname={hostname} NodeAddr=127.0.0.1 Port={port} Sockets=1 "
-            f"CoresPerSocket={self.cores} ThreadsPerCore=1 RealMemory={self.memory_mb}{gres} State=UNKNOWN"
-            for name, port in zip(self.nodes, ports[3:], strict=True)
-        ]
+        self._database_port, self._dbd_port, controller_port, *node_ports = free_ports(len(self.nodes) + 3)
         settings = dict(self.settings)
         if self.accounting:
             settings = {
@@ -284,18 +230,16 @@ class SlurmCluster:
                 "AccountingStoragePort": str(self._dbd_port),
                 "AccountingStoragePass": f"{self.folder}/munge.socket",  # what it is called where munge is used
                 "AccountingStorageTRES": "gres/gpu",
+                "AccountingStorageEnforce": "associations,limits,qos",
                 "JobAcctGatherType": "jobacct_gather/linux",
             } | settings
-        text = _SLURM_CONF.format(
-            folder=self.folder,
-            host=hostname.split(".")[0],
-            port=ports[2],
-            requeue_wait=self.requeue_wait,
-            nodes="\n".join(nodes),
-            names=",".join(self.nodes),
-        )
-        lines = [line for line in text.splitlines() if line.split("=")[0] not in settings]
-        self.configuration.write_text("\n".join([*lines, *(f"{key}={value}" for key, value in settings.items()), ""]))
+        nodes = [
+            f"NodeName={name} Port={port} Sockets=1 CoresPerSocket={self.cores} ThreadsPerCore=1 "
+            f"RealMemory={self.memory_mb} {f'Gres=gpu:{self.gpus}' if self.gpus else ''}".rstrip()
+            for name, port in zip(self.nodes, node_ports, strict=True)
+        ]
+        text = slurm_conf(self.folder, controller_port, nodes, requeue_wait=self.requeue_wait, settings=settings)
+        self.configuration.write_text(text)
         mail = self.folder / "mail"
         mail.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$*\" >> {shlex.quote(str(self.mails))}\n")
         mail.chmod(0o755)
@@ -332,15 +276,7 @@ class SlurmCluster:
         self._wait("mariadbd", lambda: _answers(self._database_port))
         conf = self.folder / "slurmdbd.conf"
         conf.touch(mode=0o600)
-        conf.write_text(
-            _SLURMDBD_CONF.format(
-                folder=self.folder,
-                host=socket.gethostname(),
-                port=self._dbd_port,
-                database_port=self._database_port,
-                password=password,
-            )
-        )
+        conf.write_text(slurmdbd_conf(self.folder, self._dbd_port, self._database_port, password))
         self._daemon("slurmdbd", ["slurmdbd", "-D"])
         self._wait("slurmdbd", lambda: self.ask(["sacctmgr", "-n", "list", "cluster"], check=False).returncode == 0)
         for what in (
@@ -351,12 +287,11 @@ class SlurmCluster:
             self.ask(["sacctmgr", "-i", "add", *what], check=False)  # some are there already
 
     def _client_environment(self) -> dict[str, str]:
-        ours = ("SLURM_", "SBATCH_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SRUN_")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(CLIENT_VARIABLES)}
         return {**kept, "PATH": _PATH, **self.environment}
 
     def _daemon(self, name: str, argv: Sequence[str | Path], extra: Mapping[str, str] | None = None) -> None:
-        marked = {**self._client_environment(), _MARK: str(self.folder), **(extra or {})}
+        marked = {**self._client_environment(), CLUSTER_MARK: str(self.folder), **(extra or {})}
         with open(self.folder / f"{name}.out", "ab") as out:
             self._daemons[name] = subprocess.Popen(
                 [str(word) for word in argv],
@@ -393,59 +328,16 @@ class SlurmCluster:
             time.sleep(0.05)
 
     def _start_guard(self) -> None:
-        words = [sys.executable, Path(__file__).resolve(), str(self.folder), "--guard", str(os.getpid())]
+        words = [sys.executable, "-m", "tests.slurm_cluster", str(self.folder), "--guard", str(os.getpid())]
+        words += ["--remove"] if self.temporary else []
         self._guard = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/"
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, cwd=_ROOT
         )
 
 
 def _order_of_stopping(name: str) -> int:
     """Nodes first, the database last: none waits for another that is gone."""
     return ("slurmd-", "slurmctld", "slurmdbd", "mariadbd", "munged").index("slurmd-" if "slurmd-" in name else name)
-
-
-def clear(folder: Path, node: str | None = None) -> None:
-    """Kill what still runs of the cluster in ``folder``, or only of one of its nodes: daemons, steps and jobs."""
-    ours = f"{_MARK}={folder}".encode()
-    steps = f"{_NODE_MARK}={node}".encode()
-    conf, here = f"SLURM_CONF={folder}/slurm.conf".encode(), f"SLURMD_NODENAME={node}".encode()
-    while True:
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                variables = set((entry / "environ").read_bytes().split(b"\0"))
-                if (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX":
-                    continue
-            except (OSError, IndexError):
-                continue  # it has just ended, or is not ours
-            daemon = ours in variables and (node is None or steps in variables)
-            nodes = {word for word in variables if word.startswith(b"SLURMD_NODENAME=")}
-            job = conf in variables and (bool(nodes) if node is None else here in nodes)
-            if daemon or job:
-                found.append(int(entry.name))
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if not found:
-            return
-        time.sleep(0.05)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
-    found: list[int] = []
-    while len(found) < count:
-        port = secrets.choice(_PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found
 
 
 def _answers(port: int) -> bool:
@@ -477,7 +369,7 @@ def temporary_cluster(accounting: bool = False) -> Iterator[SlurmCluster]:
     # not in pytest's folder: the database runs as another user, who may not enter that
     folder = Path(tempfile.mkdtemp(prefix="dlhpc-slurm-"))
     try:
-        with SlurmCluster(folder, accounting=accounting) as cluster:
+        with SlurmCluster(folder, accounting=accounting, temporary=True) as cluster:
             yield cluster
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -492,11 +384,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cores", type=int, default=8, help="on each node")
     parser.add_argument("--accounting", action="store_true", help="with slurmdbd, for sacct")
     parser.add_argument("--guard", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--remove", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
     if asked.guard is not None:
         while os.getppid() == asked.guard:
             time.sleep(0.5)
         clear(asked.folder)
+        if asked.remove:
+            shutil.rmtree(asked.folder, ignore_errors=True)
         return 0
     if missing := missing_programs(asked.accounting):
         parser.error(f"missing here: {', '.join(missing)}; apt-get install slurm-wlm munge slurmdbd mariadb-server")
