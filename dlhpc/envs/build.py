@@ -85,6 +85,7 @@ class _Build:
         self._requirements()
         self._dlhpc()
         for extra in extras:
+            self._system_of(extra)
             self._pip(f"extra-{extra}", f"what dlhpc's {extra} part needs", requirements_of_extra(extra))
         if mpi is not None and self.recipe.mpi.requirements:
             self.keys.append(self._pip("mpi", "Python packages for MPI", self.recipe.mpi.requirements))
@@ -126,6 +127,22 @@ class _Build:
         self.stamps.put("system", stamp, mpi=mpi.tag if mpi else None)
         self.keys.append(key)
         return mpi
+
+    def _system_of(self, extra: str) -> None:
+        """What an extra needs from the machine: root gets it, others are told what they do without."""
+        missing = [part for part in self.recipe.extras.get(extra, ()) if not self._has(part)]
+        packages = dict.fromkeys(package for part in missing for package in part.apt)
+        if packages and may_install():
+            self._begin(f"system-{extra}", f"system packages for {extra}: {' '.join(packages)}")
+            apt_install(packages, log=self.log, progress=self.progress)
+            self.progress.done()
+            missing = [part for part in missing if not self._has(part)]
+        self._pip(f"system-pip-{extra}", f"tools for {extra}", [part.pip for part in missing if part.pip is not None])
+        without = [part for part in missing if part.pip is None]
+        if without:
+            names = ", ".join(part.what for part in without)
+            wanted = " ".join(dict.fromkeys(package for part in without for package in part.apt))
+            self.progress.note(f"Going on without {names}; as root on Debian: apt-get install {wanted}")
 
     def _requirements(self) -> None:
         """Everything from pip in one go, so that pip sees all wishes together."""
@@ -279,7 +296,10 @@ class _Build:
     def _has(self, part: SystemPart) -> bool:
         if part.header is not None:
             return self.python.has_header(part.header)
-        folders = os.pathsep.join([str(self.python.executable.parent), os.environ.get("PATH", os.defpath)])
+        # daemons are in /usr/sbin, which is not on every user's PATH
+        folders = os.pathsep.join(
+            [str(self.python.executable.parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
+        )
         return part.command is not None and shutil.which(part.command, path=folders) is not None
 
     def _cannot_compile(self, missing: Iterable[SystemPart]) -> None:

@@ -126,6 +126,8 @@ class Recipe(_Requirements):
     """What pip installs; torch must be among it with an exact version"""
     system: tuple[SystemPart, ...] = ()
     """What the machine must have"""
+    extras: dict[str, tuple[SystemPart, ...]] = {}
+    """What the machine should have for a group of dlhpc's own requirements (`--extra`); without it, it is left out"""
     mpi: MpiPart = MpiPart()
     """With or without MPI"""
     horovod: HorovodPart | None = None

@@ -460,6 +460,30 @@ def test_extras_are_installed_beside_and_kept(site: Site) -> None:
     assert site.installed == site.verified == []
 
 
+WITH_SLURM = Recipe.model_validate(
+    {
+        **RECIPE.model_dump(),
+        "extras": {"test": [{"what": "Slurm", "command": "no-such-slurmctld", "apt": ["slurm-wlm"]}]},
+    }
+)
+
+
+def test_what_an_extra_needs_from_the_machine_is_installed_by_root(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(building, "may_install", lambda: True)
+    monkeypatch.setattr(building, "apt_install", lambda names, **_: asked.append(list(names)))
+    site.build(WITH_SLURM)
+    assert asked == []
+    site.build(WITH_SLURM, "test")
+    assert asked == [["slurm-wlm"]]
+
+
+def test_who_is_not_root_is_told_what_an_extra_goes_without(site: Site) -> None:
+    told = [line for line in site.build(WITH_SLURM, "test").lines if "without" in line]
+    assert told == ["Going on without Slurm; as root on Debian: apt-get install slurm-wlm"]
+    assert ["test-tool>=1"] in site.installed
+
+
 def test_a_build_tool_from_pip_helps_those_who_are_not_root(site: Site) -> None:
     part = {"what": "CMake", "command": "no-such-cmake", "apt": ["cmake"], "pip": "cmake"}
     recipe = Recipe.model_validate({**RECIPE.model_dump(), "system": [part]})
