@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import operator
 import re
 import shlex
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlhpc import resources
 from dlhpc.errors import Place, UserError
@@ -19,8 +21,23 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+
+
+class _Gap(str):
+    """Where the text of each run goes in a script that many runs share. Values cannot look like it: it holds a NUL."""
+
+    __slots__ = ()
+
+
+_DIRECTIVES, _NAME, _PATH, _RUN_ID = (_Gap(f"\0{name}\0") for name in ("directives", "name", "path", "run id"))
+_GAPS = re.compile(r"(\0[^\0]*\0)")
+
+
 def quote(value: object) -> str:
     """One word for a POSIX shell, whatever it holds; a NUL byte cannot be said in a script and is refused."""
+    if isinstance(value, _Gap):
+        return value
     text = str(value)
     if "\0" in text:
         raise UserError("a value for the job script holds a NUL byte", remedy="Remove it from the spec or profile.")
@@ -29,7 +46,7 @@ def quote(value: object) -> str:
 
 def comment(value: object) -> str:
     """Text for a ``#`` line: control characters (line ends of every kind among them) become blanks."""
-    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", str(value))
+    return value if isinstance(value, _Gap) else _CONTROL.sub(" ", str(value))
 
 
 @functools.cache
@@ -50,28 +67,64 @@ def _environment(folders: tuple[Path, ...]) -> Environment:
     return environment
 
 
+_SHARED = (
+    "dlhpc_version", "environment_prefix", "exports", "hostfile_option", "launch", "launcher", "module_init", "modules",
+    "python", "ranks_per_node", "scheduler", "scratch", "site",
+)  # fmt: skip
+"""All that the templates of dlhpc show of a plan, apart from the directives and the run's own id. Nothing else of it is
+defined in them, so that no run can get the script of one that differs."""
+_shared = operator.attrgetter(*_SHARED)
+
+
 def render(plan: Plan, run: RunDirectory) -> str:
     """The job script of a run whose directory is or will be ``run``; POSIX sh.
 
     Raises :class:`UserError` for a request that the scheduler cannot express, or a site's template that is wrong.
     """
     directives = get_scheduler(plan.scheduler, plan.dialect).directives(header_of(plan, run))
-    for line in directives:
-        if comment(line) != line:  # adapters refuse it with better words; this is the last gate
-            raise UserError("a directive of the job script would hold a control character", where=repr(line))
-    return _fill(plan, f"{plan.scheduler}.sh.j2", directives=directives, run=run)
+    refuse_control(directives)
+    if plan.template is not None:
+        return _from_own_template(Path(plan.template), plan, run, directives)
+    parts = _parts(tuple(map(_hashable, _shared(plan))))
+    own: dict[str, str] = {
+        _DIRECTIVES: "".join(f"{line}\n" for line in directives),
+        _NAME: comment(run.name),
+        _PATH: quote(run.path),
+        _RUN_ID: plan.run_id,
+    }
+    return "".join([own.get(part, part) for part in parts])
 
 
-def _fill(plan: Plan, template: str, **values: object) -> str:
-    """The scheduler's template, or the site's own, which may extend it."""
-    shipped = resources.folder("jobtemplates")
-    if plan.template is None:
-        return _environment((shipped,)).get_template(template).render(plan=plan, **values)
+def refuse_control(directives: Sequence[str]) -> None:
+    """Adapters refuse control characters with better words; this is the last gate."""
+    if _CONTROL.search("".join(directives)):
+        line = next(line for line in directives if _CONTROL.search(line))
+        raise UserError("a directive of the job script would hold a control character", where=repr(line))
+
+
+def _hashable(value: object) -> Hashable:
+    if isinstance(value, dict):
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, list) else value
+
+
+@functools.lru_cache(maxsize=16)
+def _parts(shared: tuple[Hashable, ...]) -> tuple[str, ...]:
+    """The script in parts, with gaps for what each run has of its own: the members of a sweep share all the rest."""
+    plan: dict[str, Any] = {**dict(zip(_SHARED, shared, strict=True)), "run_id": _RUN_ID}
+    plan["exports"] = dict(plan["exports"])
+    template = _environment((resources.folder("jobtemplates"),)).get_template(f"{plan['scheduler']}.sh.j2")
+    script = template.render(plan=plan, run={"name": _NAME, "path": _PATH}, directives=[_DIRECTIVES])
+    return tuple(_GAPS.split(script.replace(f"{_DIRECTIVES}\n", _DIRECTIVES)))
+
+
+def _from_own_template(own: Path, plan: Plan, run: RunDirectory, directives: list[str]) -> str:
+    """With the site's own template, which may extend one of ours and show anything of the plan."""
     from jinja2 import TemplateError
 
-    own = Path(plan.template)
     try:
-        return _environment((own.parent, shipped)).get_template(own.name).render(plan=plan, **values)
+        environment = _environment((own.parent, resources.folder("jobtemplates")))
+        return environment.get_template(own.name).render(plan=plan, run=run, directives=directives)
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         raise UserError(

@@ -16,6 +16,9 @@ from dlhpc.schedulers.base import Header
 _LONGEST_ARRAY = 4096
 """Characters; slurmctld refuses a longer list of tasks."""
 _LONGEST_SIGNAL_S = 65535
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:@,/-]*")
+_PLAIN = re.compile(r"[A-Za-z0-9_./%+:@,=-]+")
+_UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _MAIL = {"begin": "BEGIN", "end": "END", "fail": "FAIL"}
 
 _OWN: dict[str, str] = {
@@ -130,7 +133,7 @@ def output_value(path: Path, *, array: bool) -> str:
         raise UserError(
             "Slurm cannot write into a folder whose name has a backslash", where=path, remedy="Choose another --runs."
         )
-    if any(ord(letter) < 32 or 0x7F <= ord(letter) < 0xA0 or 0xD800 <= ord(letter) < 0xE000 for letter in text):
+    if _UNSPEAKABLE.search(text):
         raise UserError(
             "a directive cannot hold a path with control characters or bytes that are no UTF-8",
             where=repr(text),
@@ -140,7 +143,7 @@ def output_value(path: Path, *, array: bool) -> str:
     if array:
         suffix = path.suffix.replace("%", "%%")
         text = f"{text.removesuffix(suffix) if suffix else text}-%a{suffix}"
-    if re.fullmatch(r"[A-Za-z0-9_./%+:@,=-]+", text):
+    if _PLAIN.fullmatch(text):
         return text
     return '"' + text.replace('"', '\\"') + '"'
 
@@ -152,7 +155,7 @@ def _signal_seconds(header: Header) -> int:
 
 
 def _word(value: str, what: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+:@,/-]*", value):
+    if not _WORD.fullmatch(value):
         raise UserError(
             f"{what} is {value!r}, which cannot stand in a directive", remedy="Letters, digits and `_.+:@,/-` can."
         )
