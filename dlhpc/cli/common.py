@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from dlhpc.runs.directory import RunDirectory
     from dlhpc.runs.sweep import SweepDirectory
 
@@ -72,6 +74,16 @@ def shell_word(path: Path) -> str:
     import shlex
 
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
+def wide_console(columns: int = 200) -> Console:
+    """Where tables go: a terminal as wide as it is; a file or pipe wide enough that nothing is cut."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = columns
+    return console
 
 
 def print_json(value: object) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dlhpc.cli.common import print_json
+from dlhpc.cli.common import print_json, wide_console
 
 
 @click.group()
@@ -64,10 +64,9 @@ def list_recipes(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("recipe", "what it holds", "file", box=None, pad_edge=False)
     for row in rows:
         table.add_row(row["name"], row.get("error") or row["description"], row["file"])
-    Console(highlight=False, markup=False).print(table)
+    wide_console().print(table)

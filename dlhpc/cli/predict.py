@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlhpc.cli.common import print_json, runs_option, the_run
+from dlhpc.cli.common import print_json, runs_option, the_run, wide_console
 from dlhpc.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -158,7 +158,6 @@ def _tell(record: CheckpointRecord, table: Path, tally: Tally, kept: list[Predic
 
 
 def _print_table(rows: list[Prediction], *, with_truth: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -174,9 +173,7 @@ def _print_table(rows: list[Prediction], *, with_truth: bool) -> None:
             for rank, (name, share) in enumerate(one.top)
         ]
         table.add_row(Text(one.path), *([Text(one.truth or "")] if with_truth else []), *names)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240
+    console = wide_console(240)
     console.print(table)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlhpc.cli.common import print_json
+from dlhpc.cli.common import print_json, wide_console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,13 +46,12 @@ def list_sites(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("site", "scheduler", "what it is", "file", box=None, pad_edge=False)
+    table = Table("SITE", "SCHEDULER", "WHAT IT IS", "FILE", box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(row["name"], row["scheduler"], row.get("error") or row["description"], row["file"])
-    Console(highlight=False, markup=False).print(table)
+    wide_console().print(table)
 
 
 @site.command()
@@ -70,10 +69,9 @@ def show(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(profile.model_dump(mode="json"))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    console = wide_console()
     facts = Table(show_header=False, box=None, pad_edge=False)
     for fact in _facts(profile):
         facts.add_row(*fact)
@@ -240,7 +238,6 @@ def _row(finding: Finding) -> dict[str, str | None]:
 
 
 def _print(name: str, findings: Sequence[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -254,7 +251,7 @@ def _print(name: str, findings: Sequence[Finding]) -> None:
         if finding.remedy is not None:
             text.append(f"\n→ {f'{finding.place}: ' if finding.place else ''}{finding.remedy}")
         table.add_row(Text(verdict, style=_STYLE[verdict]), Text(finding.subject), text)
-    console = Console(highlight=False, markup=False)
+    console = wide_console()
     console.print(table)
     counts = {verdict: sum(str(finding.verdict) == verdict for finding in findings) for verdict in _STYLE}
     console.print(f"\n{name}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlhpc.cli.common import ago, print_json, runs_option, the_entry, the_folder, the_run
+from dlhpc.cli.common import ago, print_json, runs_option, the_entry, the_folder, the_run, wide_console
 from dlhpc.runs.state import RunState
 
 if TYPE_CHECKING:
@@ -152,7 +152,6 @@ def _let_go_on(sweep: SweepDirectory) -> None:
 
 
 def _print_table(rows: list[_Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -174,10 +173,7 @@ def _print_table(rows: list[_Row]) -> None:
             f"{ago(row.changed)} ago" if row.changed else "",
             Text(row.note),
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+    wide_console().print(table)
 
 
 @click.command()
