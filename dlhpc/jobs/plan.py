@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -17,6 +18,8 @@ from dlhpc import __version__
 from dlhpc.data.catalog import Catalog, make_catalog
 from dlhpc.envs.record import EnvironmentRecord, read_record
 from dlhpc.errors import ErrorList, UserError
+from dlhpc.jobs.estimate import estimate, needed_walltime, save_margin, work_of
+from dlhpc.jobs.experience import Experience
 from dlhpc.jobs.header import header_of
 from dlhpc.jobs.launch import decide_launch
 from dlhpc.runs.directory import placeholder_run
@@ -57,7 +60,14 @@ def make_plan(spec_file: Path, *, runs: Path, site: str | None = None, settings:
     spec = _with_absolute_paths(spec, document, spec_file.absolute().parent)
     profile = load_site(site)
     catalog = make_catalog(spec.data, spec_file.absolute().parent)
-    plan = decide(spec, profile, catalog, runs, template=own_template(find_site(site)))
+    plan = decide(
+        spec,
+        profile,
+        catalog,
+        runs,
+        template=own_template(find_site(site)),
+        experience=Experience(runs, kinds_of_nodes(profile)),
+    )
     return Planned(plan, spec, catalog, document)
 
 
@@ -67,8 +77,24 @@ def own_template(profile: Path) -> str | None:
     return str(template) if template.exists() else None
 
 
-def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path, *, template: str | None = None) -> Plan:
-    """The plan for a spec, a site and the user's files; ``template`` is the site's own, if it has one."""
+def kinds_of_nodes(site: Site) -> dict[str, str]:
+    """Queue → kind of node by its name in the profile, empty where all are of one kind."""
+    return {queue.name: queue.node or "" for queue in site.queues}
+
+
+def decide(
+    spec: Spec,
+    site: Site,
+    catalog: Catalog,
+    runs: Path,
+    *,
+    template: str | None = None,
+    experience: Experience | None = None,
+) -> Plan:
+    """The plan for a spec, a site and the user's files; ``template`` is the site's own, if it has one.
+
+    ``experience`` with earlier runs decides the walltime where the spec leaves it open.
+    """
     job = spec.job
     queue = _queue(spec, site)
     node = site.node_of(queue)
@@ -150,8 +176,7 @@ def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path, *, template: st
         gpus_per_rank=gpus_per_rank,
         memory_bytes=job.memory,
         walltime_seconds=walltime,
-        # Ten per cent of a short attempt, two minutes of a long one.
-        save_margin_seconds=min(120, max(1, walltime // 10)),
+        save_margin_seconds=save_margin(walltime),
         kill_grace_seconds=round(site.kill_grace.total_seconds()),
         crash_retries=job.crash_retries,
         max_attempts=job.max_attempts,
@@ -188,6 +213,8 @@ def decide(spec: Spec, site: Site, catalog: Catalog, runs: Path, *, template: st
         node_watts=node.power.busy if node.power is not None else None,
         warnings=warnings,
     )
+    if experience is not None:
+        plan = _with_experience(plan, spec, queue, experience)
     _check_with_scheduler(plan, runs, spec.name)
     return plan
 
@@ -213,11 +240,29 @@ def _check_with_scheduler(plan: Plan, runs: Path, name: str) -> None:
 
 
 def _walltime(spec: Spec, queue: Queue) -> int:
-    """Seconds of one attempt."""
+    """Seconds of one attempt, as long as no earlier run says more."""
     if spec.job.walltime is not None:
         return round(spec.job.walltime.total_seconds())
     limit = queue.max_walltime.total_seconds() if queue.max_walltime is not None else DEFAULT_WALLTIME_S
     return round(min(DEFAULT_WALLTIME_S, limit))
+
+
+def _with_experience(plan: Plan, spec: Spec, queue: Queue, experience: Experience) -> Plan:
+    """Ask for the walltime that is needed, or say that the spec asks for far more: short jobs start sooner."""
+    expected = estimate(experience.like(plan), work_of(plan))
+    if expected is None:
+        return plan
+    limit = None if queue.max_walltime is None else queue.max_walltime.total_seconds()
+    needed = needed_walltime(expected, limit)
+    if spec.job.walltime is None:
+        return dataclasses.replace(plan, walltime_seconds=needed, save_margin_seconds=save_margin(needed))
+    if plan.scheduler != "local" and plan.walltime_seconds > 2 * needed:
+        told = (
+            f"job.walltime is {format_duration(plan.walltime_seconds)}, and {format_duration(needed)} would do by "
+            f"{expected.how}: shorter jobs start sooner"
+        )
+        return dataclasses.replace(plan, warnings=[*plan.warnings, told])
+    return plan
 
 
 def _too_large(spec: Spec, queue: Queue, wanted: int, there: int, thing: str) -> Iterator[UserError]:
