@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlhpc import resources
 from dlhpc.errors import Place, UserError
@@ -67,13 +67,13 @@ def _environment(folders: tuple[Path, ...]) -> Environment:
     return environment
 
 
-_SHARED = (
-    "dlhpc_version", "environment_prefix", "exports", "hostfile_option", "launch", "launcher", "module_init", "modules",
-    "python", "ranks_per_node", "scheduler", "scratch", "site",
+_WORDS = (
+    "dlhpc_version", "environment_prefix", "hostfile_option", "launcher", "module_init", "python", "ranks_per_node",
+    "scheduler", "scratch", "site",
 )  # fmt: skip
-"""All that the templates of dlhpc show of a plan, apart from the directives and the run's own id. Nothing else of it is
-defined in them, so that no run can get the script of one that differs."""
-_shared = operator.attrgetter(*_SHARED)
+"""With modules, launch and exports all that the templates of dlhpc show of a plan, apart from the directives and the
+run's own id. Nothing else of it is defined in them, so that no run can get the script of one that differs."""
+_words = operator.attrgetter(*_WORDS)
 
 
 def render(plan: Plan, run: RunDirectory) -> str:
@@ -85,9 +85,9 @@ def render(plan: Plan, run: RunDirectory) -> str:
     refuse_control(directives)
     if plan.template is not None:
         return _from_own_template(Path(plan.template), plan, run, directives)
-    parts = _parts(tuple(map(_hashable, _shared(plan))))
+    parts = _parts(_words(plan), tuple(plan.modules), tuple(plan.launch), tuple(plan.exports.items()))
     own: dict[str, str] = {
-        _DIRECTIVES: "".join(f"{line}\n" for line in directives),
+        _DIRECTIVES: "\n".join([*directives, ""]),
         _NAME: comment(run.name),
         _PATH: quote(run.path),
         _RUN_ID: plan.run_id,
@@ -97,22 +97,20 @@ def render(plan: Plan, run: RunDirectory) -> str:
 
 def refuse_control(directives: Sequence[str]) -> None:
     """Adapters refuse control characters with better words; this is the last gate."""
-    if _CONTROL.search("".join(directives)):
-        line = next(line for line in directives if _CONTROL.search(line))
-        raise UserError("a directive of the job script would hold a control character", where=repr(line))
-
-
-def _hashable(value: object) -> Hashable:
-    if isinstance(value, dict):
-        return tuple(value.items())
-    return tuple(value) if isinstance(value, list) else value
+    if "".join(directives).isprintable():
+        return
+    for line in directives:
+        if _CONTROL.search(line):
+            raise UserError("a directive of the job script would hold a control character", where=repr(line))
 
 
 @functools.lru_cache(maxsize=16)
-def _parts(shared: tuple[Hashable, ...]) -> tuple[str, ...]:
+def _parts(
+    words: tuple[Hashable, ...], modules: tuple[str, ...], launch: tuple[str, ...], exports: tuple[tuple[str, str], ...]
+) -> tuple[str, ...]:
     """The script in parts, with gaps for what each run has of its own: the members of a sweep share all the rest."""
-    plan: dict[str, Any] = {**dict(zip(_SHARED, shared, strict=True)), "run_id": _RUN_ID}
-    plan["exports"] = dict(plan["exports"])
+    plan: dict[str, object] = dict(zip(_WORDS, words, strict=True))
+    plan |= {"modules": modules, "launch": launch, "exports": dict(exports), "run_id": _RUN_ID}
     template = _environment((resources.folder("jobtemplates"),)).get_template(f"{plan['scheduler']}.sh.j2")
     script = template.render(plan=plan, run={"name": _NAME, "path": _PATH}, directives=[_DIRECTIVES])
     return tuple(_GAPS.split(script.replace(f"{_DIRECTIVES}\n", _DIRECTIVES)))
