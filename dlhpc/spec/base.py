@@ -50,6 +50,11 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
+OneOrMore = BeforeValidator(
+    lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
+)
+"""Mark of a tuple of texts that may also be written as one text: `after: last`."""
+
 Duration = Annotated[
     timedelta,
     BeforeValidator(lambda value: _positive(parse_duration(value))),

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dlhpc.spec.base import Duration, MemoryBytes, Model, SchedulerWord
+from dlhpc.spec.base import Duration, MemoryBytes, Model, OneOrMore, SchedulerWord
 from dlhpc.spec.sweep import Sweep
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -226,7 +226,7 @@ class Job(Model):
     """Project to charge; the site's default if absent."""
     mail: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*$")] | None = None
     """Address that the batch system writes to."""
-    mail_on: Annotated[tuple[Literal["begin", "end", "fail"], ...], Field(min_length=1)] = ("end", "fail")
+    mail_on: Annotated[tuple[Literal["begin", "end", "fail"], ...], Field(min_length=1), OneOrMore] = ("end", "fail")
     """When it writes."""
     exclusive: bool = False
     """Share the nodes with no other job."""
@@ -234,11 +234,11 @@ class Job(Model):
     """Run inside this reservation."""
     qos: SchedulerWord | None = None
     """Quality of service, where the site has several."""
-    after: tuple[str, ...] = ()
+    after: Annotated[tuple[str, ...], OneOrMore] = ()
     """Runs (name, beginning of one, path, or `last`) that must finish before this one starts."""
     hold: bool = False
     """Wait in the queue until `dlhpc release`."""
-    directives: tuple[Annotated[str, Field(pattern=r"^[ -~]+$")], ...] = ()
+    directives: Annotated[tuple[Annotated[str, Field(pattern=r"^[ -~]+$")], ...], OneOrMore] = ()
     """Further directives as the batch system has them, without the leading `#SBATCH`, `#PBS` or `# @`."""
     environment: str | None = None
     """Name of one of the site's software environments; its default if absent."""

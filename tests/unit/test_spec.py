@@ -171,3 +171,11 @@ def test_a_setting_inside_a_value_is_named_as_it_was_given(tmp_path: Path) -> No
 def test_a_billion_portions_are_refused(tmp_path: Path) -> None:
     text = "name: cars\ndata: {folder: photos}\n"
     assert "less than or equal to 10000" in faults(tmp_path, text, "training.accumulate=1000000000")[0]
+
+
+def test_one_run_to_wait_for_needs_no_list(tmp_path: Path) -> None:
+    text = "name: cars\ndata:\n  folder: photos\njob:\n  after: last\n  directives: -l feature=big\n  mail_on: end\n"
+    job = load_spec(spec_file(tmp_path, text))[0].job
+    assert (job.after, job.directives, job.mail_on) == (("last",), ("-l feature=big",), ("end",))
+    assert load_spec(spec_file(tmp_path, text), ("job.after=[a, b]",))[0].job.after == ("a", "b")
+    assert "string" in str(Spec.model_json_schema()["$defs"]["Job"]["properties"]["after"])
