@@ -69,7 +69,7 @@ def _environment(folders: tuple[Path, ...]) -> Environment:
 
 _WORDS = (
     "dlhpc_version", "environment_prefix", "hostfile_option", "launcher", "module_init", "python", "ranks_per_node",
-    "scheduler", "scratch", "site",
+    "scheduler", "scratch", "site", "umask",
 )  # fmt: skip
 """With modules, launch and exports all that the templates of dlhpc show of a plan, apart from the directives and the
 run's own id. Nothing else of it is defined in them, so that no run can get the script of one that differs."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dlhpc.errors import StorageError
-from dlhpc.files import read_json, replace_json
+from dlhpc.files import current_umask, read_json, replace_json
 
 FORMAT = 2
 
@@ -96,6 +96,8 @@ class Plan:
     """The site's own template for the job script, an absolute path; None for the one of its scheduler."""
     node_watts: float | None = None
     """What one node draws while training, in watts, as the site says."""
+    umask: str = field(default_factory=lambda: f"{current_umask():04o}")
+    """Of the user who submits, in octal; a job gets another from some schedulers, and colleagues could read nothing."""
     warnings: list[str] = field(default_factory=list)
     format: int = FORMAT
 

@@ -138,6 +138,15 @@ def test_a_job_that_cannot_begin_ends_with_the_code_of_that_step(tmp_path: Path)
     assert not (tmp_path / "python.used").exists()
 
 
+def test_what_a_job_writes_is_as_readable_as_what_its_user_writes(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        made = plan(tmp_path)
+    finally:
+        os.umask(before)
+    assert "\numask 0027\n" in render(made, placeholder_run(tmp_path, "cars"))
+
+
 def test_rank_zero_decides_the_exit_status(tmp_path: Path) -> None:
     code, run = run_script(tmp_path, 'case "$2" in dlhpc.train) echo 75 > attempts/3.outcome; exit 1;; esac\n')
     assert code == 75
