@@ -152,9 +152,14 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         if isinstance(error.__cause__, FileNotFoundError):
             return [], 0
         raise
+    lines: list[str] | list[bytes]
+    try:
+        lines = content.decode().split("\n")
+    except UnicodeDecodeError:
+        lines = content.split(b"\n")  # each is decoded by itself
     rows: list[dict[str, Any]] = []
     damaged = 0
-    for line in content.split(b"\n"):
+    for line in lines:
         if not line.strip():
             continue
         try:

@@ -7,6 +7,7 @@ import pwd
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
@@ -18,7 +19,7 @@ from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
 from dlhpc.runs.state import JobView, Progress, RunState, needs_scheduler, progress, state_of
-from dlhpc.runs.sweep import SweepDirectory
+from dlhpc.runs.sweep import SweepDirectory, sweep_of
 from dlhpc.schedulers.base import JobState, JobStatus, Scheduler, get_scheduler, is_private
 
 
@@ -58,6 +59,7 @@ def _examine(runs: Sequence[RunDirectory]) -> tuple[list[RunStatus], dict[int, d
     asked: dict[tuple[str, str | None], dict[int, tuple[str, ...]]] = {}
     views: dict[int, dict[str, JobView]] = {}
     tried: set[SweepDirectory] = set()
+    places: dict[Path, tuple[str, str | None]] = {}
     for index, run in enumerate(runs):
         try:
             now, damaged = _read_progress(run)
@@ -68,12 +70,12 @@ def _examine(runs: Sequence[RunDirectory]) -> tuple[list[RunStatus], dict[int, d
             finished = now.ended is RunState.FINISHED
             if not needs_scheduler(now, script_ended=finished and run.exit_file(now.begun).exists()):
                 continue
-            plan = read_plan(run.plan)
-            if is_private(plan.scheduler) and (owner := _foreign_owner(run)) is not None:
+            scheduler, dialect = _place(run, places)
+            if is_private(scheduler) and (owner := _foreign_owner(run)) is not None:
                 view = JobView("unknown", reason=f"its job is in the queue of {owner}, who can ask")
                 views[index] = dict.fromkeys(now.jobs, view)
             else:
-                asked.setdefault((plan.scheduler, plan.dialect), {})[index] = now.jobs
+                asked.setdefault((scheduler, dialect), {})[index] = now.jobs
         except DlhpcError as error:
             unreadable[index] = error.what
     for (name, dialect), wanted in asked.items():
@@ -86,6 +88,18 @@ def _examine(runs: Sequence[RunDirectory]) -> tuple[list[RunStatus], dict[int, d
         for index, run in enumerate(runs)
     ]
     return found, views
+
+
+def _place(run: RunDirectory, known: dict[Path, tuple[str, str | None]]) -> tuple[str, str | None]:
+    """Scheduler and dialect of a run; all members of a sweep have the same, and only one plan is read for them."""
+    sweep = sweep_of(run)
+    if sweep is not None and (place := known.get(sweep.path)) is not None:
+        return place
+    plan = read_plan(run.plan)
+    place = (plan.scheduler, plan.dialect)
+    if sweep is not None and sweep.exists():
+        known[sweep.path] = place
+    return place
 
 
 def status(run: RunDirectory) -> RunStatus:

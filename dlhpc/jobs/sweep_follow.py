@@ -151,7 +151,8 @@ def _worth_an_array(decided: SweepRecord) -> int:
 
 def _submitted_alone(sweep: SweepDirectory, decided: SweepRecord, fresh: list[int]) -> set[int]:
     """Those of ``fresh`` that somebody has submitted by their own name, which is put on record."""
-    alone = {index for index in fresh if not _is_untouched(_known(sweep.member(index, decided.width)))}
+    members = {index: sweep.member(index, decided.width) for index in fresh}
+    alone = {index for index, run in members.items() if not (_is_new(run) or _is_untouched(_known(run)))}
     if alone:
         log(sweep, SweepEvent.TAKEN, members=to_ranges(sorted(alone)))
     return alone
@@ -159,6 +160,12 @@ def _submitted_alone(sweep: SweepDirectory, decided: SweepRecord, fresh: list[in
 
 def _known(run: RunDirectory) -> Progress:
     return progress(read_journal(run)[0])
+
+
+def _is_new(run: RunDirectory) -> bool:
+    """Whether the journal says no more than that the run was made; quickly, as of all members of a new sweep."""
+    with storage_errors(run.journal, "read"):
+        return run.journal.read_bytes().count(b"\n") <= 1
 
 
 def _is_untouched(known: Progress) -> bool:

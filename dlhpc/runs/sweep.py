@@ -242,9 +242,10 @@ class SweepProgress:
 
 def read_progress(sweep: SweepDirectory) -> SweepProgress:
     """What has happened to the sweep. Not to be changed: whoever asks again is given the same."""
-    with storage_errors(sweep.log, "read"):
-        now = sweep.log.stat()
-    return _progress_at(sweep.log, now.st_ino, now.st_size, now.st_mtime_ns)
+    log = sweep.log
+    with storage_errors(log, "read"):
+        now = log.stat()
+    return _progress_at(log, now.st_ino, now.st_size, now.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
