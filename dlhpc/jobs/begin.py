@@ -23,7 +23,11 @@ from dlhpc.jobs.submit import submit_attempt
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
-from dlhpc.runs.state import progress
+from dlhpc.runs.state import Progress, progress, same_job
+from dlhpc.schedulers.base import JobState, get_scheduler
+
+_PAUSES_S = (2.0, 5.0, 8.0)
+"""Between questions whether another job of the run is still at work."""
 
 
 def begin(run: RunDirectory, job_id: str) -> int | None:
@@ -46,6 +50,11 @@ def _may_begin(run: RunDirectory, plan: Plan, job_id: str) -> bool:
         _say(f"{run.name} is {known.ended.value if known.ended else 'over'} already")
         return False
     if known.current is not None and known.begun:
+        if not same_job(known.current, job_id) and _still_runs(run, plan, known):
+            message = f"job {known.current} of this run is training; job {job_id} is one too many, and leaves"
+            record(run, Event.WARNING, message=message)
+            _say(message)
+            return False
         # The attempt before has left no last word: its node went down, or something killed it.
         lost = f"attempt {known.begun} was cut off (its node failed, or it was killed)"
         status = exit_status(run, known.begun)
@@ -56,6 +65,27 @@ def _may_begin(run: RunDirectory, plan: Plan, job_id: str) -> bool:
             _say(reason or f"{run.name} is over already")
             return False
     return _prerequisites_are_met(run, plan, job_id)
+
+
+def _still_runs(run: RunDirectory, plan: Plan, known: Progress) -> bool:
+    """Whether the job that began before this one is at work; a submission without an answer may have made two.
+
+    A scheduler that has just ended a job may say for a moment that it runs. One that cannot be asked from here is
+    believed to start jobs in their order.
+    """
+    if exit_status(run, known.begun) is not None or known.current is None:
+        return False
+    scheduler = get_scheduler(plan.scheduler, plan.dialect)
+    for pause in (*_PAUSES_S, None):
+        try:
+            state = scheduler.query([known.current])[known.current].state
+        except DlhpcError:
+            return False
+        if state is not JobState.RUNNING:
+            return False
+        if pause is not None:
+            time.sleep(pause)
+    return True
 
 
 def _prerequisites_are_met(run: RunDirectory, plan: Plan, job_id: str) -> bool:

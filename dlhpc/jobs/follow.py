@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import storage_errors
 from dlhpc.jobs.conclude import exit_status, next_step, record_failure, remove_superfluous
+from dlhpc.jobs.header import tag_of
 from dlhpc.jobs.submit import queue_ahead, submission_lock, submit_attempt
 from dlhpc.jobs.sweep_submit import settle_each
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
 from dlhpc.runs.state import JobView, Progress, RunState, needs_scheduler, progress, state_of
-from dlhpc.runs.sweep import SweepDirectory, sweep_of
+from dlhpc.runs.sweep import SweepDirectory, SweepProgress, read_progress, sweep_of
 from dlhpc.schedulers.base import JobState, JobStatus, Scheduler, get_scheduler, is_private
 
 
@@ -60,12 +62,14 @@ def _examine(runs: Sequence[RunDirectory]) -> tuple[list[RunStatus], dict[int, d
     views: dict[int, dict[str, JobView]] = {}
     tried: set[SweepDirectory] = set()
     places: dict[Path, tuple[str, str | None]] = {}
+    sweep_now = functools.cache(read_progress)
     for index, run in enumerate(runs):
         try:
-            now, damaged = _read_progress(run)
+            now, damaged = _read_progress(run, sweep_now)
             if now.open_submission is not None and _foreign_owner(run) is None:
                 settle_each(run, tried)
-                now, damaged = _read_progress(run)
+                sweep_now.cache_clear()
+                now, damaged = _read_progress(run, sweep_now)
             known[index] = (now, damaged)
             finished = now.ended is RunState.FINISHED
             if not needs_scheduler(now, script_ended=finished and run.exit_file(now.begun).exists()):
@@ -92,12 +96,11 @@ def _examine(runs: Sequence[RunDirectory]) -> tuple[list[RunStatus], dict[int, d
 
 def _place(run: RunDirectory, known: dict[Path, tuple[str, str | None]]) -> tuple[str, str | None]:
     """Scheduler and dialect of a run; all members of a sweep have the same, and only one plan is read for them."""
-    sweep = sweep_of(run)
-    if sweep is not None and (place := known.get(sweep.path)) is not None:
+    if (place := known.get(run.path.parent)) is not None:
         return place
     plan = read_plan(run.plan)
     place = (plan.scheduler, plan.dialect)
-    if sweep is not None and sweep.exists():
+    if (sweep := sweep_of(run)) is not None and sweep.exists():
         known[sweep.path] = place
     return place
 
@@ -137,9 +140,11 @@ class Watch:
         return now
 
 
-def _read_progress(run: RunDirectory) -> tuple[Progress, int]:
+def _read_progress(
+    run: RunDirectory, sweep_now: Callable[[SweepDirectory], SweepProgress] = read_progress
+) -> tuple[Progress, int]:
     """What the journal says now, and how many of its lines are damaged."""
-    entries, damaged = read_journal(run)
+    entries, damaged = read_journal(run, sweep_now)
     return progress(entries), damaged
 
 
@@ -297,9 +302,19 @@ def cancel(run: RunDirectory) -> RunStatus:
         if known.ended is not RunState.CANCELLED:
             record(run, Event.CANCELLED, attempt=known.attempt)
     # The last first: were the first ended before the others, the next one would start.
-    if known.jobs:
-        _scheduler_of(run).cancel(tuple(reversed(known.jobs)))
+    jobs = [*reversed(known.jobs), *_late_jobs(run)]
+    if jobs:
+        _scheduler_of(run).cancel(jobs)
     return status(run)
+
+
+def _late_jobs(run: RunDirectory) -> list[str]:
+    """Jobs of submissions that were taken for lost, because they arrived after somebody had looked for them."""
+    plan = read_plan(run.plan)
+    entries, _ = read_journal(run)
+    lost = [entry for entry in entries if entry.event == Event.SUBMIT_FAILED and entry.details.get("lost")]
+    scheduler = get_scheduler(plan.scheduler, plan.dialect)
+    return [job for entry in lost for job in scheduler.find(tag_of(plan, int(entry.details["submission"])))]
 
 
 def hold(runs: Iterable[RunDirectory]) -> None:

@@ -151,6 +151,7 @@ def settle(run: RunDirectory) -> None:
                     Event.SUBMIT_FAILED,
                     **about,
                     reason="the submission never reached the scheduler; submit it with `dlhpc resume`",
+                    lost=True,
                 )
     except (CommandError, StorageError):
         return

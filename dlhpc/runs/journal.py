@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import Any
 
 from dlhpc.files import append_lines, read_json_lines
 from dlhpc.runs.directory import RunDirectory
-from dlhpc.runs.sweep import member_rows
+from dlhpc.runs.sweep import SweepDirectory, SweepProgress, member_rows, read_progress
 
 
 class Event(StrEnum):
@@ -19,7 +20,7 @@ class Event(StrEnum):
     CREATED = "created"
     SUBMITTING = "submitting"  # submission (number, from 1), attempt (that its job is expected to be), ahead
     SUBMITTED = "submitted"  # submission, attempt, job_ids
-    SUBMIT_FAILED = "submit_failed"  # submission, attempt, reason, ahead
+    SUBMIT_FAILED = "submit_failed"  # submission, attempt, reason, ahead, lost (no answer, and no job was found)
     BEGUN = "begun"  # attempt, job_id, host: the job script runs
     STARTED = "started"  # attempt, job_id, hosts, ranks: the ranks have found each other
     RESUMED = "resumed"  # attempt, epoch, step, checkpoint
@@ -57,13 +58,16 @@ def record(run: RunDirectory, event: Event, **details: Any) -> None:
     append_lines(run.journal, [line])
 
 
-def read_journal(run: RunDirectory) -> tuple[list[Entry], int]:
+def read_journal(
+    run: RunDirectory, progress_of: Callable[[SweepDirectory], SweepProgress] = read_progress
+) -> tuple[list[Entry], int]:
     """All whole entries in order, and how many lines were damaged.
 
-    Of a sweep's member this includes its submission in an array, which only the sweep has on record.
+    Of a sweep's member this includes its submission in an array, which only the sweep has on record; ``progress_of``
+    spares those who read many members to look at the sweep's log for each of them.
     """
     rows, damaged = read_json_lines(run.journal)
-    rows[1:1] = member_rows(run)
+    rows[1:1] = member_rows(run, progress_of)
     entries: list[Entry] = []
     for row in rows:
         try:

@@ -88,6 +88,11 @@ class Progress:
         return self.begun + 1 if (waits and not self.final) or (self.begun == 0 and self.submissions) else self.begun
 
 
+def same_job(one: object, other: object) -> bool:
+    """Whether two ids name one job."""
+    return _core(one) == _core(other)
+
+
 def _core(job_id: object) -> tuple[str, ...]:
     """An id without the domain that some commands add and others leave out.
 
@@ -183,11 +188,14 @@ def state_of(known: Progress, jobs: Mapping[str, JobView]) -> tuple[RunState, st
         return (RunState.RUNNING, current.reason) if running and current else (RunState.FINISHED, known.reason)
     asked = known.jobs[:1] if known.final else known.jobs
     views = [jobs.get(one, JobView("unknown", reason="the scheduler was not asked")) for one in asked]
-    for word in ("running", "unknown", "queued", "held"):
+    for word in ("running", "unknown"):
         for view in views:
             # A job that still runs may yet go on with another attempt, whatever this attempt has written.
             if view.state == word:
                 return RunState(word), view.reason
+    for view in views:  # the first that waits is the next to start: if it is held, all are
+        if view.state in ("queued", "held"):
+            return RunState(view.state), view.reason
     if known.open_submission is not None:
         return RunState.UNKNOWN, "whether the submission arrived is not known yet"
     if known.ended is not None:

@@ -18,7 +18,7 @@ import fcntl
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -93,8 +93,8 @@ def index_of(name: str) -> int:
 def sweep_of(run: RunDirectory) -> SweepDirectory | None:
     """The sweep that a run is a member of; by names alone."""
     stem, dot, number = run.name.rpartition(".")
-    if dot and number.isdecimal() and stem == run.path.parent.name:
-        return SweepDirectory(run.path.parent)
+    if dot and number.isdecimal() and stem == (folder := run.path.parent).name:
+        return SweepDirectory(folder)
     return None
 
 
@@ -295,13 +295,16 @@ def _take_in(known: SweepProgress, row: dict[str, Any]) -> None:
             known.held = False
 
 
-def member_rows(run: RunDirectory) -> list[dict[str, Any]]:
+def member_rows(
+    run: RunDirectory, progress_of: Callable[[SweepDirectory], SweepProgress] = read_progress
+) -> list[dict[str, Any]]:
     """What the sweep's log says of a member, as rows of that member's journal; none for a run that is no member."""
     sweep = sweep_of(run)
     if sweep is None:
         return []
     try:
-        portions = read_progress(sweep).of_member.get(index_of(run.name), [])
+        index = index_of(run.name)
+        portions = progress_of(sweep).of_member.get(index, [])
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):  # a folder that only has a member's name
             return []
@@ -312,7 +315,7 @@ def member_rows(run: RunDirectory) -> list[dict[str, Any]]:
         rows.append({"time": portion.submitting, "event": "submitting", **about})
         if portion.reason is not None:
             rows.append({"time": portion.answered, "event": "submit_failed", "reason": portion.reason, **about})
-        elif (job := portion.job_ids.get(index_of(run.name))) is not None:
+        elif (job := portion.job_ids.get(index)) is not None:
             rows.append({"time": portion.answered, "event": "submitted", "job_ids": [job], **about})
     return rows
 

@@ -25,11 +25,12 @@ def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def scheduler(monkeypatch: pytest.MonkeyPatch) -> FakeScheduler:
     """A scheduler in memory, in the place of every real one."""
-    from dlhpc.jobs import conclude, follow, plan, render, submit
+    from dlhpc.jobs import begin, conclude, follow, plan, render, submit
     from tests.unit.job_runs import FakeScheduler
 
     fake = FakeScheduler()
-    for module in (conclude, follow, plan, render, submit):
+    monkeypatch.setattr(begin, "_PAUSES_S", ())
+    for module in (begin, conclude, follow, plan, render, submit):
         monkeypatch.setattr(module, "get_scheduler", lambda _name, _dialect=None: fake)
     return fake
 

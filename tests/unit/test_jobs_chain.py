@@ -7,9 +7,11 @@ import pytest
 from dlhpc.errors import AttemptExit, CommandError, UserError
 from dlhpc.jobs import begin as begin_module
 from dlhpc.jobs import follow, submit
+from dlhpc.jobs.header import request_of
 from dlhpc.process import CommandTimeout
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
+from dlhpc.runs.plan import read_plan
 from dlhpc.runs.state import RunState
 from dlhpc.schedulers.base import Abilities, Dependency, JobState
 from tests.unit.conftest import MakeRun
@@ -51,6 +53,25 @@ def test_a_restarted_job_is_the_next_attempt_and_counts_as_a_loss(make_run: Make
     assert now.reason == (
         "attempt 2 was cut off (its node failed, or it was killed) (crash number 2; job.crash_retries is 1)"
     )
+
+
+def test_a_submission_that_arrives_late_never_makes_two_jobs_train_at_once(
+    make_run: MakeRun, scheduler: FakeScheduler
+) -> None:
+    run = make_run()
+    scheduler.fault, scheduler.arrives = CommandTimeout("no answer"), False
+    with pytest.raises(CommandTimeout):
+        submit.submit_attempt(run, 1)
+    assert follow.status(run).state is RunState.NOT_SUBMITTED  # looked for, and not there yet
+    scheduler.fault, scheduler.arrives = None, True
+    second = follow.resume(run)
+    late = scheduler.submit(request_of(read_plan(run.plan), run, 1))[0]  # now the first one arrives after all
+    assert scheduler.start(run, late) == 1
+    assert scheduler.start(run, second) is None  # one too many: it leaves
+    scheduler.jobs[second] = JobState.ENDED
+    assert follow.status(run).state is RunState.RUNNING
+    follow.cancel(run)
+    assert scheduler.alive() == []
 
 
 def test_a_job_killed_while_it_concluded_has_lost_nothing(make_run: MakeRun, scheduler: FakeScheduler) -> None:
