@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dlhpc.cli.common import print_json, runs_option, set_option, the_folder
+from dlhpc.cli.common import print_json, runs_option, set_option, the_folder, wide_console
 from dlhpc.cli.sweep import first_script, planned_sweep, show_sweep, sweep_options
 
 if TYPE_CHECKING:
+    from dlhpc.jobs.estimate import Prediction
+    from dlhpc.jobs.experience import Experience
     from dlhpc.jobs.plan import Planned
+    from dlhpc.sites.models import Site
 
 
 def _make(spec: Path, runs: str | None, site: str | None, settings: tuple[str, ...]) -> Planned:
@@ -25,7 +28,12 @@ def _make(spec: Path, runs: str | None, site: str | None, settings: tuple[str, .
 @runs_option
 @set_option
 @sweep_options
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@click.option(
+    "--trial", is_flag=True, help="Measure first: submit a run of two epochs or two minutes, and wait for it."
+)
+@click.option("--pick", type=click.IntRange(min=1), metavar="N", help="Write candidate N into SPEC.")
+@click.option("--no-candidates", is_flag=True, help="Do not compare queues, nodes and lengths; ask no scheduler.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan and the comparison as JSON.")
 def plan(
     spec: Path,
     runs: str | None,
@@ -33,46 +41,120 @@ def plan(
     settings: tuple[str, ...],
     axes: tuple[str, ...],
     cap: int | None,
+    trial: bool,
+    pick: int | None,
+    no_candidates: bool,
     as_json: bool,
 ) -> None:
     """Show everything that `dlhpc submit SPEC` would do: data, network, ranks, times, files and the job script.
 
+    Then compare what else could be asked of the batch system, and when each would be done: queues, numbers of nodes,
+    lengths of an attempt. --pick N writes one of them into SPEC.
+
     \b
-    Example:
+    Examples:
       dlhpc plan photos.yaml --set job.ranks_per_node=2
+      dlhpc plan photos.yaml --trial
+      dlhpc plan photos.yaml --pick 3
     """
+    from dlhpc.errors import UserError
+    from dlhpc.jobs.experience import Experience
+    from dlhpc.jobs.plan import kinds_of_nodes, make_plan
+    from dlhpc.sites.load import load_site
+
+    folder = the_folder(runs, site)
+    if (sweep := planned_sweep(spec, folder, site, settings, axes, cap)) is not None:
+        if trial or pick is not None:
+            raise UserError(
+                f"{'--trial' if trial else '--pick'} is for a single training, and this is a sweep",
+                remedy="Try it with a copy of the spec without `sweep`.",
+            )
+        show_sweep(sweep, as_json=as_json)
+        return
+    profile = load_site(site)
+    experience = Experience(folder, kinds_of_nodes(profile))
+    planned = make_plan(spec, runs=folder, site=site, settings=settings, experience=experience)
+    if trial:
+        from dlhpc.cli.candidates import run_trial
+
+        run_trial(spec, planned, profile, folder=folder, site=site, settings=settings)
+        experience = Experience(folder, kinds_of_nodes(profile))
+        planned = make_plan(spec, runs=folder, site=site, settings=settings, experience=experience)
+    if pick is not None:
+        _pick(spec, planned, profile, folder, experience, pick, as_json=as_json)
+    elif as_json:
+        _print_json(planned, profile, folder, experience, compared=not no_candidates)
+    else:
+        _show(planned, profile, folder, experience, compared=not no_candidates)
+
+
+def _pick(
+    spec: Path, planned: Planned, profile: Site, folder: Path, experience: Experience, number: int, *, as_json: bool
+) -> None:
+    from dlhpc.cli.candidates import write_choice
+    from dlhpc.errors import UserError
+    from dlhpc.jobs.candidates import choices
+
+    there = choices(planned, profile, folder, experience)[0]
+    chosen = next((choice for choice in there if choice.number == number), None)
+    if chosen is None:
+        raise UserError(f"there is no candidate {number}", remedy=f"`dlhpc plan {spec}` lists 1 to {len(there)}.")
+    lines = write_choice(spec, chosen)
+    if as_json:
+        print_json({"picked": number, "spec": str(spec), "job": dict(line.split(": ", 1) for line in lines)})
+        return
+    click.echo(f"Wrote candidate {number} into {spec}:")
+    for line in lines:
+        click.echo(f"  {line}")
+
+
+def _print_json(planned: Planned, profile: Site, folder: Path, experience: Experience, *, compared: bool) -> None:
     import dataclasses
 
+    from dlhpc.jobs.compare import compare
+    from dlhpc.jobs.estimate import estimate, work_of
+
+    expected = estimate(experience.like(planned.plan), work_of(planned.plan))
+    comparison = compare(planned, profile, folder, experience) if compared else None
+    print_json(
+        {
+            **dataclasses.asdict(planned.plan),
+            "estimate": None if expected is None else dataclasses.asdict(expected),
+            "comparison": None if comparison is None else dataclasses.asdict(comparison),
+        }
+    )
+
+
+def _show(planned: Planned, profile: Site, folder: Path, experience: Experience, *, compared: bool) -> None:
+    from rich.table import Table
+
+    from dlhpc.jobs.estimate import estimate, work_of
     from dlhpc.jobs.render import render
     from dlhpc.runs.directory import placeholder_run
 
-    if (sweep := planned_sweep(spec, the_folder(runs, site), site, settings, axes, cap)) is not None:
-        show_sweep(sweep, as_json=as_json)
-        return
-    planned = _make(spec, runs, site, settings)
-    if as_json:
-        print_json(dataclasses.asdict(planned.plan))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
+    console = wide_console(160)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _rows(planned):
+    for name, value in _rows(planned, estimate(experience.like(planned.plan), work_of(planned.plan))):
         table.add_row(name, value)
     console.print(table)
     for warning in planned.plan.warnings:
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
-    run = placeholder_run(the_folder(runs, site), planned.spec.name)
-    console.print("\n[bold]Job script[/]")
-    click.echo(render(planned.plan, run), nl=False)
+        console.print(f"warning: {warning}", style="yellow")
+    console.print("\nJob script", style="bold")
+    click.echo(render(planned.plan, placeholder_run(folder, planned.spec.name)), nl=False)
+    if not compared or planned.plan.scheduler == "local":
+        return
+    from dlhpc.cli.candidates import show_comparison
+    from dlhpc.jobs.compare import compare
+
+    with console.status("Asking the scheduler when each candidate would start …"):
+        comparison = compare(planned, profile, folder, experience)
+    show_comparison(comparison, console)
 
 
-def _rows(planned: Planned) -> list[tuple[str, str]]:
-    from rich.markup import escape
-
+def _rows(planned: Planned, expected: Prediction | None) -> list[tuple[str, str]]:
+    from dlhpc.jobs.compare import in_words
     from dlhpc.runs.directory import placeholder_run
     from dlhpc.spec.base import format_duration
 
@@ -110,15 +192,27 @@ def _rows(planned: Planned) -> list[tuple[str, str]]:
         (
             "Walltime",
             (
-                f"{format_duration(plan.walltime_seconds)}; saves {plan.save_margin_seconds} s before its end, then "
-                f"goes on in the next attempt, up to {plan.max_attempts}; {plan.crash_retries} retries after crashes"
+                f"{format_duration(plan.walltime_seconds)}{_walltime_source(planned, expected)}; saves "
+                f"{plan.save_margin_seconds} s before its end, then goes on in the next attempt, up to "
+                f"{plan.max_attempts}; {plan.crash_retries} retries after crashes"
             ),
         ),
         ("Launcher", " ".join([*plan.launch, "python -m dlhpc.train"])),
         ("Environment", f"{plan.environment}: {plan.environment_prefix}"),
         ("Run directory", str(placeholder_run(Path(data.packed).parent.parent, spec.name).path)),
     ]
-    return [(name, escape(value)) for name, value in rows]
+    if expected is not None:
+        place = 1 + [name for name, _ in rows].index("Checkpoint")
+        takes = f"{in_words(expected.training)} and {in_words(expected.startup)} of start-up, by {expected.how}"
+        rows.insert(place, ("Takes about", takes))
+    return rows
+
+
+def _walltime_source(planned: Planned, expected: Prediction | None) -> str:
+    """Where the walltime comes from, if the spec does not name it."""
+    if planned.spec.job.walltime is not None:
+        return ""
+    return " (as the spec names none)" if expected is None else " (what is needed and a quarter more)"
 
 
 def _epochs(number: float) -> str:

@@ -42,8 +42,8 @@ LENGTHS_S = (1800, 3600, 7200, 14400)
 MOST = 12
 """Candidates; each may cost the scheduler a question."""
 
-MOST_ATTEMPTS = 30
-"""A training in more pieces than this is not offered."""
+MOST_ATTEMPTS = 12
+"""A training in more pieces than this is offered only where there is no other way: nobody knows so many waits."""
 
 BUDGET_S = 10.0
 """For all questions together; a scheduler that takes longer leaves its figures unknown."""
@@ -124,8 +124,8 @@ def choices(planned: Planned, site: Site, runs: Path, experience: Experience) ->
                 continue
             found[place, nodes] = _lengths(plan, queue, own, experience)
         if fault is not None and not any(key[0] == place for key in found):
-            notes.append(f"queue {queue.name} is left out: {fault}")
-        notes += _switched_off(queue, site)
+            notes.append(f"Queue {queue.name} is left out: {fault}.")
+        notes += [note for note in _switched_off(queue, site) if note not in notes]
     names = {queue.name: place for place, queue in enumerate(site.queues)}
     kept = _select(found, names.get(own.queue or "", 0), own.nodes)
     kept.sort(key=lambda choice: (names[choice.plan.queue or ""], choice.plan.nodes, choice.plan.walltime_seconds))
@@ -143,7 +143,8 @@ def _switched_off(queue: Queue, site: Site) -> list[str]:
     node = site.node_of(queue)
     if not node.off or node.on is None or (queue.max_nodes is not None and queue.max_nodes <= node.on):
         return []
-    return [f"queue {queue.name} has {node.on} of its {node.count} nodes; {node.off} are switched off"]
+    kind = "" if queue.node is None else f" of kind {queue.node}"
+    return [f"Of the {node.count} nodes{kind}, {node.off} {'is' if node.off == 1 else 'are'} switched off."]
 
 
 def _variant(spec: Spec, own: Plan, site: Site, catalog: Catalog, runs: Path, queue: Queue, nodes: int) -> Plan:
@@ -164,11 +165,10 @@ def _lengths(plan: Plan, queue: Queue, own: Plan, experience: Experience) -> lis
     mine = (plan.queue, plan.nodes) == (own.queue, own.nodes)
     if expected is not None:
         longest = needed_walltime(expected, limit)
-        most = min(MOST_ATTEMPTS, plan.max_attempts)
         lengths = {
             seconds
             for seconds in (longest, *(one for one in LENGTHS_S if one < longest))
-            if (attempts := attempts_needed(expected, seconds)) is not None and attempts <= most
+            if (attempts := attempts_needed(expected, seconds)) is not None and attempts <= plan.max_attempts
         }
     else:
         longest = round(min(limit or math.inf, own.walltime_seconds))
@@ -197,12 +197,21 @@ def _select(found: Mapping[tuple[int, int], list[Choice]], own_place: int, own_n
         return layout[0] != own_place, abs(math.log2(layout[1] / own_nodes))
 
     layouts = sorted(found, key=distance)
-    ordered = [[c for c in found[layout] if not c.as_spec] for layout in layouts]
+    others = {layout: [choice for choice in found[layout] if not choice.as_spec] for layout in layouts}
+    if any(_pieces(choice) <= MOST_ATTEMPTS for lengths in found.values() for choice in lengths):
+        others = {layout: [c for c in rest if _pieces(c) <= MOST_ATTEMPTS] for layout, rest in others.items()}
+    ordered = [others[layout] for layout in layouts]
     ordered = [rest[:1] + rest[:0:-1] for rest in ordered]
     kept = [choice for layout in layouts for choice in found[layout] if choice.as_spec]
     for turn in range(max((len(rest) for rest in ordered), default=0)):
         kept += [rest[turn] for rest in ordered if turn < len(rest)]
     return kept[:MOST]
+
+
+def _pieces(choice: Choice) -> int:
+    """Attempts that the training takes; 1 where that is not known."""
+    expected = choice.prediction
+    return 1 if expected is None else attempts_needed(expected, choice.plan.walltime_seconds) or 1
 
 
 # --- When they would start ----------------------------------------------------------------------------------------

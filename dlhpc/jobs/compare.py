@@ -61,7 +61,7 @@ def recommend(lines: Sequence[Candidate], now: float) -> tuple[int | None, str]:
     known = [line for line in lines if line.finish is not None]
     if not known:
         if all(line.training is None for line in lines):
-            return None, "How long the training takes is not known: no earlier run tells. `--trial` measures it."
+            return None, "How long the training takes is not known: no earlier run tells. Add `--trial` to measure it."
         return None, "None is recommended: when they would start is not known."
     first = min(known, key=lambda line: _until(line, now))
     near = [line for line in known if _until(line, now) <= _until(first, now) * (1 + NEAR) + 60]
@@ -87,13 +87,15 @@ def _why(best: Candidate, first: Candidate, own: Candidate | None, now: float) -
             f"{first.node_hours:.3g} node-hours"
         )
     elif best.as_spec:
-        return f"Number {best.number}, the job as the spec has it: {done}, and none would be done notably sooner."
+        reason = f"{done}, and none would be done notably sooner"
     elif own is not None and (sooner := _until(own, now) - _until(best, now)) > 60:
         reason = f"{done}, {in_words(sooner)} before number {own.number}, the job as the spec has it"
     else:
         reason = f"{done}, and none would be done notably sooner"
-    whole = "the job as the spec has it: " if best.as_spec else ""
-    return f"Number {best.number}: {whole}{reason}."
+    if (best.attempts or 1) > 1:
+        reason = f"{reason}, if every attempt waits about as long as the first"
+    whole = ", the job as the spec has it" if best.as_spec else ""
+    return f"Number {best.number}{whole}: {reason}."
 
 
 def notes_on(lines: Sequence[Candidate], recommended: int | None, site: Site, now: float) -> list[str]:

@@ -54,8 +54,18 @@ class Planned:
     """The user's YAML with overrides applied and paths made absolute."""
 
 
-def make_plan(spec_file: Path, *, runs: Path, site: str | None = None, settings: Sequence[str] = ()) -> Planned:
-    """Decide everything for one run; raises :class:`UserError` (or a list of them) for what cannot work."""
+def make_plan(
+    spec_file: Path,
+    *,
+    runs: Path,
+    site: str | None = None,
+    settings: Sequence[str] = (),
+    experience: Experience | None = None,
+) -> Planned:
+    """Decide everything for one run; raises :class:`UserError` (or a list of them) for what cannot work.
+
+    ``experience`` is that of ``runs`` and the site, where the caller has it already.
+    """
     spec, document = load_spec(spec_file, settings)
     spec = _with_absolute_paths(spec, document, spec_file.absolute().parent)
     profile = load_site(site)
@@ -66,7 +76,7 @@ def make_plan(spec_file: Path, *, runs: Path, site: str | None = None, settings:
         catalog,
         runs,
         template=own_template(find_site(site)),
-        experience=Experience(runs, kinds_of_nodes(profile)),
+        experience=experience or Experience(runs, kinds_of_nodes(profile)),
     )
     return Planned(plan, spec, catalog, document)
 
