@@ -23,7 +23,7 @@ from dlhpc.runs.journal import Entry, Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
 from dlhpc.runs.state import RunState, meaning_of, progress
 from dlhpc.runs.sweep import sweep_of
-from dlhpc.schedulers.base import get_scheduler
+from dlhpc.schedulers.base import JobCancelled, get_scheduler
 
 TAIL_LINES = 15
 _TAIL_BYTES = 8192
@@ -121,6 +121,9 @@ def _requeue(run: RunDirectory, plan: Plan, attempt: int, job_id: str) -> bool:
         scheduler.requeue(job_id)
     except CommandTimeout:
         return True  # it may have been heard: were another submitted, there might be two. `dlhpc watch` looks after it
+    except JobCancelled as error:
+        record(run, Event.CANCELLED, attempt=attempt, reason=f"{error.what}; `dlhpc resume` goes on from here")
+        return True
     except CommandError as error:
         record(run, Event.JOB_OVER, job_ids=[job_id])
         record(run, Event.WARNING, attempt=attempt, message=f"job {job_id} could not be requeued: {error.what}")

@@ -161,7 +161,8 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
             tail = tuple(details.get("tail", ()))
             return {"ended": RunState.FAILED, "reason": details.get("reason"), "final": final, "tail": tail}
         case Event.CANCELLED:
-            return {"ended": RunState.CANCELLED, "reason": None, "final": True, "tail": ()}
+            reason = details.get("reason")  # where it was not dlhpc that cancelled the job
+            return {"ended": RunState.CANCELLED, "reason": reason, "final": True, "tail": ()}
     return {}
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from dlhpc.errors import UserError
+from dlhpc.errors import CommandError, UserError
 
 
 class JobState(StrEnum):
@@ -130,6 +130,10 @@ class StartEstimate:
     """One phrase for the user: `Slurm's own plan`, `median wait of the last 14 jobs` …"""
 
 
+class JobCancelled(CommandError):
+    """The job is being ended by somebody's own command (`scancel`): it must not come back."""
+
+
 class Scheduler(Protocol):
     """A batch system. Every method may raise :class:`dlhpc.errors.CommandError` or ``StorageError``.
 
@@ -180,7 +184,10 @@ class Scheduler(Protocol):
         ...
 
     def requeue(self, job_id: str) -> None:
-        """From inside a running job: send it back into the queue (where :attr:`Abilities.requeue`)."""
+        """From inside a running job: send it back into the queue (where :attr:`Abilities.requeue`).
+
+        Raises :class:`JobCancelled` for a job that its owner or the staff cancelled meanwhile.
+        """
         ...
 
     def estimate_start(self, request: JobRequest) -> StartEstimate:

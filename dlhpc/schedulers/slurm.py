@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from dlhpc.errors import UserError
+from dlhpc.errors import CommandError, UserError
 from dlhpc.process import Answer, CommandFailed, CommandMissing, CommandTimeout, ask, demand
-from dlhpc.schedulers.base import Abilities, Dependency, Header, JobRequest, JobState, JobStatus, StartEstimate
+from dlhpc.schedulers.base import (
+    Abilities,
+    Dependency,
+    Header,
+    JobCancelled,
+    JobRequest,
+    JobState,
+    JobStatus,
+    StartEstimate,
+)
 from dlhpc.schedulers.slurm_directives import compressed, directives
 from dlhpc.schedulers.slurm_parse import (
     SEPARATOR,
@@ -26,6 +36,7 @@ from dlhpc.schedulers.slurm_parse import (
     parse_queue,
     parse_start,
     parse_submit,
+    was_cancelled,
 )
 
 TIMEOUT_S = 60.0
@@ -61,6 +72,8 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     (r"dependency", "A job that this one waits for is not known to Slurm (any more)."),
 )
 _OVER = re.compile(r"invalid job id specified|already completing or completed", re.IGNORECASE)
+_REQUEUED = re.compile(r"job is pending execution", re.IGNORECASE)
+"""The staff, a preemption or the loss of a node was quicker: Slurm has sent the job back already."""
 _ACCOUNTING_OFF = re.compile(r"accounting storage is (disabled|not)|slurmdbd.*not (configured|enabled)", re.IGNORECASE)
 
 
@@ -124,6 +137,14 @@ def control_commands(verb: str, job_ids: Iterable[JobId]) -> list[list[str]]:
     return [["scontrol", *_on(cluster), verb, ",".join(words)] for cluster, words in _portions(job_ids)]
 
 
+def ending_command(job_id: JobId) -> list[str]:
+    """Whether Slurm is ending this job, why, and when it would end (see :func:`was_cancelled`)."""
+    return [
+        *("squeue", *_on(job_id.cluster), "--all", "--noheader", f"--jobs={job_id.word}"),
+        f"--format={SEPARATOR.join(_ENDING_FIELDS)}",
+    ]
+
+
 def asking_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """For questions: without the user's own formats and filters, times as seconds, lists of tasks whole."""
     foreign = ("SQUEUE_", "SACCT_", "SCANCEL_", "SBATCH_")
@@ -146,6 +167,7 @@ def submitting_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 _QUEUE_OPTIONS = ("--all", "--noheader", "--states=all")
 _QUEUE_FORMAT = SEPARATOR.join(("%i", "%T", "%r", "%S", "%e"))
+_ENDING_FIELDS = ("%T", "%r", "%S", "%e")
 _ACCOUNTING_OPTIONS = ("--allocations", "--noheader", "--parsable2", f"--delimiter={SEPARATOR}")
 
 
@@ -289,8 +311,16 @@ class SlurmScheduler:
             _question(command)
 
     def requeue(self, job_id: str) -> None:
+        for known in _known([job_id]):
+            if _is_being_cancelled(known):  # Slurm would take back even this one
+                raise JobCancelled(f"job {job_id} was cancelled with Slurm's own command")
         for command in control_commands("requeue", _known([job_id])):
-            _question(command)
+            try:
+                _question(command, none=_REQUEUED)
+            except CommandFailed as error:
+                if _LOST.search(error.answer.err):
+                    raise CommandTimeout(f"scontrol gave no clear answer: {_said(error.answer)}") from error
+                raise
 
     def estimate_start(self, request: JobRequest) -> StartEstimate:
         environment = submitting_environment(os.environ) | {"SLURM_TIME_FORMAT": "%s"}
@@ -362,6 +392,13 @@ def _question(command: Sequence[str], none: re.Pattern[str] | None = None) -> An
     if answer.code != 0 and not none.search(answer.err):
         raise CommandFailed(answer)
     return answer
+
+
+def _is_being_cancelled(job_id: JobId) -> bool:
+    try:
+        return was_cancelled(_question(ending_command(job_id)).out, time.time())
+    except CommandError:
+        return False  # what is asked of Slurm next has its own error
 
 
 def _known(job_ids: Sequence[str]) -> list[JobId]:

@@ -48,6 +48,8 @@ STATES: dict[str, tuple[str, JobState]] = {
 
 _LONG = dict(STATES.values())
 _HELD_REASONS = ("JobHeldUser", "JobHeldAdmin")
+_CLOCKS_DIFFER_S = 30.0
+"""Those of a compute node and of slurmctld, at most; an attempt is longer, as Slurm knows no limit below a minute."""
 _NO_REASON = ("", "None", "(null)", "N/A")
 
 _JOB_ID = re.compile(r"([0-9]{1,18})(?:_([0-9]{1,9}))?(?:;([A-Za-z0-9_.-]{1,80}))?", re.ASCII)
@@ -186,6 +188,19 @@ def parse_names(out: str, tag: str) -> list[str]:
     """From lines of id and job name: the ids of the jobs with this name; an array's own id, once."""
     found = [_LISTED_ID.fullmatch(fields[0].strip()) for fields in _lines(out, 2) if fields[1] == tag]
     return list(dict.fromkeys(known[1] for known in found if known is not None))
+
+
+def was_cancelled(out: str, now: float) -> bool:
+    """Whether somebody cancelled the job whose script still runs; of ``%T %r %S %e`` with :data:`SEPARATOR` between.
+
+    Seen on Slurm 22.05 between TERM and KILL, while all are ``COMPLETING``: at the walltime's end the reason is
+    ``TimeLimit``; of a job that Slurm itself puts back into the queue the end lies ahead, or is ``N/A``.
+    """
+    for state, reason, start, end in _lines(out, 4):
+        begun, ended = parse_time(start), parse_time(end)
+        if state == "COMPLETING" and reason in _NO_REASON and begun is not None and ended is not None:
+            return ended < now + _CLOCKS_DIFFER_S
+    return False
 
 
 def _lines(out: str, count: int) -> Iterable[list[str]]:

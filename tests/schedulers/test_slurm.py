@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dlhpc.errors import CommandError, ErrorList, StorageError, UserError
 from dlhpc.process import CommandFailed, CommandMissing, CommandTimeout
 from dlhpc.schedulers import slurm
-from dlhpc.schedulers.base import Dependency, Header, JobRequest, JobState, JobStatus, get_scheduler
+from dlhpc.schedulers.base import Dependency, Header, JobCancelled, JobRequest, JobState, JobStatus, get_scheduler
 from dlhpc.schedulers.slurm import SlurmScheduler, asking_environment, submitting_environment
 from dlhpc.schedulers.slurm_directives import compressed, directives, time_limit
 from dlhpc.schedulers.slurm_parse import (
@@ -518,6 +518,42 @@ def test_options_that_sbatch_does_not_know_were_not_submitted(programs: Programs
     programs.add("sbatch", "echo \"sbatch: unrecognized option '--foo'\" >&2; exit 255")
     with pytest.raises(CommandFailed, match="unrecognized"):
         SlurmScheduler().submit(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "end", "cancelled"),
+    [
+        ("COMPLETING", "None", "1500", True),
+        ("COMPLETING", "TimeLimit", "1600", False),
+        ("COMPLETING", "None", "99999999999", False),  # the staff or Slurm has requeued it
+        ("COMPLETING", "None", "N/A", False),
+        ("RUNNING", "None", "1600", False),
+    ],
+)
+def test_only_a_job_that_somebody_cancelled_is_not_requeued(
+    programs: Programs, state: str, reason: str, end: str, cancelled: bool
+) -> None:
+    programs.add("squeue", f"printf '%s\\n' '{slurm.SEPARATOR.join((state, reason, '1000', end))}'")
+    programs.add("scontrol", "exit 0")
+    with pytest.raises(JobCancelled, match="7_1 was cancelled") if cancelled else contextlib.nullcontext():
+        SlurmScheduler().requeue("7_1")
+    assert programs.called() == (["squeue"] if cancelled else ["squeue", "scontrol"])
+
+
+def test_a_job_that_waits_again_already_is_requeued(programs: Programs) -> None:
+    programs.add("squeue", "exit 1")
+    programs.add("scontrol", "echo 'Job is pending execution for job 7' >&2; exit 1")
+    SlurmScheduler().requeue("7")
+
+
+def test_a_requeue_without_a_clear_answer_may_have_been_heard(programs: Programs) -> None:
+    programs.add("squeue", "exit 1")
+    programs.add("scontrol", "echo 'Socket timed out on send/recv operation for job 7' >&2; exit 1")
+    with pytest.raises(CommandTimeout):
+        SlurmScheduler().requeue("7")
+    programs.add("scontrol", "echo 'Access/permission denied for job 7' >&2; exit 1")
+    with pytest.raises(CommandFailed):
+        SlurmScheduler().requeue("7")
 
 
 def test_a_thousand_jobs_are_one_question(programs: Programs) -> None:

@@ -13,7 +13,7 @@ from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import read_plan
 from dlhpc.runs.state import RunState
-from dlhpc.schedulers.base import Abilities, Dependency, JobState
+from dlhpc.schedulers.base import Abilities, Dependency, JobCancelled, JobState
 from tests.unit.conftest import MakeRun
 from tests.unit.job_runs import ALL_ABLE, CLUSTER, FakeScheduler, changed, events
 
@@ -71,6 +71,20 @@ def test_a_submission_that_arrives_late_never_makes_two_jobs_train_at_once(
     scheduler.jobs[second] = JobState.ENDED
     assert follow.status(run).state is RunState.RUNNING
     follow.cancel(run)
+    assert scheduler.alive() == []
+
+
+def test_a_cancel_that_was_not_heard_says_so(make_run: MakeRun, scheduler: FakeScheduler) -> None:
+    run = started(make_run(), scheduler)
+    scheduler.silent = True
+    with pytest.raises(CommandError):
+        follow.cancel(run)
+    now = follow.status(run)
+    assert (now.state, now.reason) == (
+        RunState.CANCELLED, "the scheduler has not confirmed it: repeat `dlhpc cancel`",
+    )  # fmt: skip
+    scheduler.silent = False
+    assert follow.cancel(run).reason is None
     assert scheduler.alive() == []
 
 
@@ -157,6 +171,18 @@ def test_where_a_requeue_is_refused_a_new_job_goes_on(make_run: MakeRun, schedul
     assert (now.state, now.attempt, now.job_id) == (RunState.QUEUED, 2, "job2")
     warning = next(entry for entry in read_journal(run)[0] if entry.event == Event.WARNING)
     assert "jobs of this queue are not requeueable" in warning.details["message"]
+
+
+def test_a_job_that_was_cancelled_by_the_batch_systems_own_command_does_not_come_back(
+    make_run: MakeRun, scheduler: FakeScheduler
+) -> None:
+    scheduler.abilities, scheduler.requeue_fault = ALL_ABLE, JobCancelled("job job1 was cancelled with scancel")
+    run = started(make_run(), scheduler)
+    scheduler.end(run, "job1", 1, AttemptExit.CONTINUE, saved=True)
+    now = follow.status(run)
+    assert (now.state, list(scheduler.jobs)) == (RunState.CANCELLED, ["job1"])
+    assert now.reason == "job job1 was cancelled with scancel; `dlhpc resume` goes on from here"
+    assert not follow.look_after(run, now)
 
 
 def test_a_requeue_without_an_answer_never_makes_two_jobs(make_run: MakeRun, scheduler: FakeScheduler) -> None:
