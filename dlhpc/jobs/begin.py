@@ -93,6 +93,7 @@ def _prerequisites_are_met(run: RunDirectory, plan: Plan, job_id: str) -> bool:
     state = look_at(plan)
     if state.failed:
         record_failure(run, 0, AttemptExit.BAD_CONFIGURATION, state.failed, retried=False)
+        record(run, Event.JOB_OVER, job_ids=[job_id])
         _say(state.failed)
         return False
     if not state.waits_for:

@@ -300,12 +300,16 @@ def cancel(run: RunDirectory) -> RunStatus:
         if known.ended is RunState.FINISHED:
             return status(run)
         if known.ended is not RunState.CANCELLED:
-            record(run, Event.CANCELLED, attempt=known.attempt)
+            record(run, Event.CANCELLED, attempt=known.attempt, reason=_UNCONFIRMED)
     # The last first: were the first ended before the others, the next one would start.
     jobs = [*reversed(known.jobs), *_late_jobs(run)]
     if jobs:
         _scheduler_of(run).cancel(jobs)
+    record(run, Event.CANCELLED, attempt=known.attempt)
     return status(run)
+
+
+_UNCONFIRMED = "the scheduler has not confirmed it: repeat `dlhpc cancel`"
 
 
 def _late_jobs(run: RunDirectory) -> list[str]:
