@@ -101,6 +101,13 @@ def run() -> None:
         # The reader of our output (`| head`) has gone; what is left to say has no reader.
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        # Files are read and written where it is known what for; what is left is mostly the output (`> FILE`).
+        if debug:
+            raise
+        place = f"{error.filename}:" if error.filename else "cannot write the output:"
+        click.echo(f"dlhpc: {place} {error.strerror or error}\n  → Check this place and its free space.", err=True)
+        sys.exit(1)
     except MemoryError:
         click.echo("dlhpc: this machine has no memory left for the command", err=True)
         sys.exit(1)

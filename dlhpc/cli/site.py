@@ -48,9 +48,11 @@ def list_sites(as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table("SITE", "SCHEDULER", "WHAT IT IS", "FILE", box=None, padding=(0, 2, 0, 0))
+    table = Table("SITE", "SCHEDULER", "WHAT IT IS", box=None, padding=(0, 2, 0, 0))
+    table.add_column("FILE", overflow="fold")
     for row in rows:
-        table.add_row(row["name"], row["scheduler"], row.get("error") or row["description"], row["file"])
+        broken = f"cannot be used; `dlhpc site show {row['name']}` says why" if "error" in row else ""
+        table.add_row(row["name"], row["scheduler"], broken or row["description"], row["file"])
     wide_console().print(table)
 
 

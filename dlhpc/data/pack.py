@@ -308,9 +308,11 @@ def _settle(file: BinaryIO) -> None:
 def _check_space(folder: Path, needed: int) -> None:
     with storage_errors(folder, "ask for free space"):
         free = shutil.disk_usage(folder).free
-    if free < needed * 1.02 + 1_000_000:  # labels, paths and what the file system keeps for itself
+    with_the_rest = needed * 1.02 + 1_000_000  # labels, paths and what the file system keeps for itself
+    if free < with_the_rest:
+        size, unit = (1e9, "GB") if with_the_rest >= 1e9 else (1e6, "MB")
         raise StorageError(
-            f"packing needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free here",
+            f"packing needs {with_the_rest / size:.1f} {unit}, but only {free / size:.1f} {unit} are free here",
             where=folder.parent,
             remedy="Free some space (old folders in here are packed datasets and may go), choose smaller pictures "
             "(data.width, data.height), or keep runs elsewhere (--runs).",

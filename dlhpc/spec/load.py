@@ -117,7 +117,9 @@ def parse_document(text: str, path: Path) -> Document:
         raise UserError(f"is not valid YAML: {error}", where=path, remedy="Check the file in an editor.") from error
     if not isinstance(root, CommentedMap):
         raise UserError(
-            "must hold `key: value` lines at its top", where=Place(str(path), 1), remedy="See `dlhpc init --help`."
+            "must hold `key: value` lines at its top",
+            where=Place(str(path), 1),
+            remedy="`dlhpc init` writes a spec, `dlhpc site init` a site profile.",
         )
     return Document(path, root, {})
 

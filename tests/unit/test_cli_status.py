@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,19 @@ def test_a_colleagues_private_folder_does_not_hide_the_runs_beside_it(tmp_path: 
     assert run.name in CliRunner().invoke(status, ["--runs", str(tmp_path)]).output
     with pytest.raises(StorageError, match="whether you may read it"):
         find_run(str(private), tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_disk_that_is_full_is_not_called_a_fault_of_dlhpc(tmp_path: Path) -> None:
+    new_run(tmp_path)
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dlhpc", "status", "--runs", str(tmp_path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "cannot write the output: No space left on device" in done.stderr
+    assert "fault" not in done.stderr

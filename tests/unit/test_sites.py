@@ -148,6 +148,9 @@ def test_profiles_are_listed_and_shown(tmp_path: Path, monkeypatch: pytest.Monke
     rows = {row["name"]: row for row in json.loads(listed.output)}
     assert rows["gpu-slurm"]["scheduler"] == "slurm"
     assert "Did you mean `queues`?" in rows["broken"]["error"]
+    table = CliRunner().invoke(cli, ["site", "list"]).output
+    assert "cannot be used; `dlhpc site show broken` says why" in table
+    assert rows["broken"]["file"] in table  # one line a profile, whatever is wrong with it
     shown = CliRunner().invoke(cli, ["site", "show", "power-aix"])
     assert "power7  6   4    32     120 GB" in shown.output
     whole = json.loads(CliRunner().invoke(cli, ["site", "show", "power-aix", "--json"]).output)
