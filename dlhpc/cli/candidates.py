@@ -26,6 +26,10 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     from rich.text import Text
 
     lines = comparison.candidates
+    if all(line.start is None and line.training is None for line in lines):
+        reasons = ", ".join(dict.fromkeys(line.start_how for line in lines))
+        console.print(Text(f"\nWhen it would start is not known: {reasons}. {comparison.why}"))
+        return
     hows: dict[str, str] = {}
     columns = _columns(comparison, hows)
     gap = 2 if console.width >= _WIDE else 1

@@ -168,7 +168,9 @@ def measure(run: RunDirectory, plan: Plan) -> Measured | None:
         validation_seconds=validation,
         validation_pictures=plan.dataset.val,
         checkpoint_seconds=saving,
-        startup_seconds=_median([s for own in attempts.values() if (s := _startup(own, per_epoch or 0.0)) is not None]),
+        startup_seconds=_median(
+            [s for own in attempts.values() if (s := _startup(own, per_epoch or 0.0, saving or 0.0)) is not None]
+        ),
         weights_bytes=next((record.weights.bytes for record in reversed(list_checkpoints(run))), None),
     )
 
@@ -218,7 +220,7 @@ def _saving(entry: Entry, measured_at: Mapping[int, float]) -> float | None:
     return None if measured is None else max(0.0, entry.time - measured)
 
 
-def _startup(own: Sequence[Entry], beside: float) -> float | None:
+def _startup(own: Sequence[Entry], validation: float, saving: float) -> float | None:
     """Seconds from the beginning of an attempt's job to its first training step; packing is part of it."""
     begun = next((entry for entry in own if entry.event in (Event.BEGUN, Event.STARTED)), None)
     epoch = next((entry for entry in own if entry.event == Event.EPOCH), None)
@@ -227,7 +229,9 @@ def _startup(own: Sequence[Entry], beside: float) -> float | None:
         return None
     if epoch is None:
         return started.time - begun.time
-    return max(started.time - begun.time, epoch.time - begun.time - (_positive(epoch, "seconds") or 0.0) - beside)
+    saves = sum(entry.event == Event.CHECKPOINTED and entry.time <= epoch.time for entry in own)
+    beside = (_positive(epoch, "seconds") or 0.0) + validation + saving * saves
+    return max(started.time - begun.time, epoch.time - begun.time - beside)
 
 
 def _positive(entry: Entry, name: str) -> float | None:
