@@ -173,7 +173,7 @@ def _view(answer: JobStatus | None) -> JobView:
     if answer is None:
         return JobView("unknown", reason="the scheduler said nothing of this job")
     state = "over" if answer.state in (JobState.ENDED, JobState.GONE) else answer.state.value
-    return JobView(state, answer.exit_code, answer.reason)
+    return JobView(state, answer.exit_code, answer.reason, answer.cancelled)
 
 
 def _status(run: RunDirectory, known: Progress, damaged: int, views: dict[str, JobView]) -> RunStatus:

@@ -40,6 +40,7 @@ class JobView:
     state: str
     exit_code: int | None = None
     reason: str | None = None
+    cancelled: bool = False
 
 
 @dataclass
@@ -201,7 +202,10 @@ def state_of(known: Progress, jobs: Mapping[str, JobView]) -> tuple[RunState, st
         return RunState.UNKNOWN, "whether the submission arrived is not known yet"
     if known.ended is not None:
         return known.ended, known.reason
-    return RunState.FAILED, _silent_end(views[0] if views else JobView("over"))
+    last = views[0] if views else JobView("over")
+    if last.cancelled:
+        return RunState.CANCELLED, "with the batch system's own command; `dlhpc resume` goes on from its checkpoint"
+    return RunState.FAILED, _silent_end(last)
 
 
 def _silent_end(job: JobView) -> str:

@@ -38,6 +38,8 @@ class JobStatus:
     """Why it waits, or why it ended, in the scheduler's words."""
     started: float | None = None
     ended: float | None = None
+    cancelled: bool = False
+    """It ended because somebody told the scheduler so, and the scheduler says it."""
 
 
 @dataclass(frozen=True)

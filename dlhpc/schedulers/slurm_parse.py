@@ -163,7 +163,9 @@ class Entry:
     ended: float | None = None
 
     def status(self, job_id: str) -> JobStatus:
-        return JobStatus(job_id, self.state, self.exit_code, self.reason, self.started, self.ended)
+        # With a colon and more, Slurm itself cancelled it: what it waited for can never come.
+        cancelled = self.state is JobState.ENDED and re.match(r"CANCELLED[^:]*$", self.reason or "") is not None
+        return JobStatus(job_id, self.state, self.exit_code, self.reason, self.started, self.ended, cancelled)
 
 
 def parse_queue(out: str) -> list[Entry]:

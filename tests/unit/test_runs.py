@@ -182,6 +182,7 @@ def tell(run: RunDirectory, story: str) -> Progress:
         ("submitted:7", {}, RunState.UNKNOWN),  # nobody asked
         ("submitted:7 begun:7", {"7": RUNS}, RunState.RUNNING),
         ("submitted:7 begun:7", {"7": OVER}, RunState.FAILED),
+        ("submitted:7 begun:7", {"7": JobView("over", cancelled=True)}, RunState.CANCELLED),  # by hand
         ("submitted:7 begun:7 finished", {"7": RUNS}, RunState.RUNNING),  # its script is about to end
         ("submitted:7 begun:7 finished", {"7": OVER}, RunState.FINISHED),
         ("submitted:7 begun:7 finished", {"7": JobView("unknown")}, RunState.FINISHED),
