@@ -29,6 +29,7 @@ lint: test-tools  ## ruff and mypy only
 	$(VENV)/bin/mypy --strict dlhpc
 
 bench: setup  ## benchmarks; they print ratios
+	@$(VENV)/bin/dlhpc env build cpu --prefix $(VENV) --extra bench
 	$(VENV)/bin/python -m tests.bench
 
 clean:  ## remove .venv and what tools left; cached wheels in ~/.cache/dlhpc stay

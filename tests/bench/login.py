@@ -1,4 +1,4 @@
-"""What a person at the login node waits for: the command's start, scripts, the status of many runs, curves."""
+"""What a person at the login node waits for: the command's start, the status of many runs, curves."""
 
 from __future__ import annotations
 
@@ -10,30 +10,12 @@ from datetime import datetime
 from pathlib import Path
 
 from dlhpc.jobs.follow import statuses
-from dlhpc.jobs.plan import decide
-from dlhpc.jobs.render import _environment, render
 from dlhpc.runs.curves import Point, read_points, write_points
-from dlhpc.runs.directory import RunDirectory, create_run, placeholder_run
+from dlhpc.runs.directory import RunDirectory, create_run
 from dlhpc.runs.find import all_runs
 from dlhpc.runs.journal import Event, record
-from dlhpc.runs.plan import Plan
 from dlhpc.runs.state import RunState
-from dlhpc.sites.models import Launcher, Node, Queue, Site
-from dlhpc.spec.models import Spec
 from tests.bench.measure import Figure, best_of, figure
-
-
-def _plan(folder: Path) -> Plan:
-    from dlhpc.data.catalog import Catalog, Picture
-
-    picture = folder / "a.pgm"
-    picture.touch()
-    catalog = Catalog(["a", "b"], {"train": [Picture(str(picture), 0)] * 64, "val": [], "unseen": []})
-    site = Site(
-        name="here", nodes={"box": Node(cores=8, gpus=0)}, queues=[Queue(name="all")], launcher=Launcher(kind="gloo")
-    )
-    spec = Spec.model_validate({"name": "bench", "data": {"folder": str(folder)}, "job": {"ranks_per_node": 2}})
-    return decide(spec, site, catalog, folder)
 
 
 def start() -> Figure:
@@ -47,20 +29,6 @@ def start() -> Figure:
         15,
     )
     return figure("start: `dlhpc --help`", times, "bar: at least 0.33")
-
-
-def scripts() -> Figure:
-    """Rendering with one compiled environment against one made anew for each script."""
-    with tempfile.TemporaryDirectory() as scratch:
-        plan, run = _plan(Path(scratch)), placeholder_run(Path(scratch), "bench")
-
-        def anew() -> None:
-            _environment.cache_clear()
-            render(plan, run)
-
-        times = best_of({"ours": lambda: [render(plan, run) for _ in range(20)], "re-created": anew}, 20)
-        times["ours"] /= 20
-        return figure("render one job script", times, "Jinja2 environment kept against re-created")
 
 
 def status() -> Figure:
@@ -124,4 +92,4 @@ def curves() -> list[Figure]:
 
 
 def figures() -> list[Figure]:
-    return [start(), scripts(), status(), *curves()]
+    return [start(), status(), *curves()]
