@@ -91,8 +91,8 @@ class _Row:
     is_over: bool = False
 
 
-def _row(one: RunStatus, note: str = "", *, waits: bool = False) -> _Row:
-    reason = "waits for room in the queue" if waits else one.reason
+def _row(one: RunStatus, note: str = "", *, waits: str = "") -> _Row:
+    reason = waits or one.reason
     return _Row(
         one.run,
         one.state,
@@ -124,13 +124,14 @@ def _sweep_rows(sweep: SweepDirectory, found: list[RunStatus], *, members: bool)
         attempt="",
         job=" ".join(now.job_ids[:1]),
         changed=changed,
-        note=f"{len(found)} members: {now.sentence()}{best_phrase(now)}",
+        note=f"{len(found)} member{'' if len(found) == 1 else 's'}: {now.sentence()}{best_phrase(now)}",
         is_over=now.is_over,
     )
     if not members:
         return [line]
     told = {one.run: _in_short(settings[index_of(one.run)]) for one in found}
-    return [line, *(_row(one, told[one.run], waits=one.run in now.waiting) for one in found)]
+    waits = f"waits for `dlhpc release {sweep.name}`" if now.held else "waits for room in the queue"
+    return [line, *(_row(one, told[one.run], waits=waits if one.run in now.waiting else "") for one in found)]
 
 
 def _in_short(settings: dict[str, Any]) -> str:
@@ -283,13 +284,16 @@ def resume(name: str, runs: str | None, site: str | None, wait: bool, as_json: b
     from dlhpc.cli.progress import see_through
     from dlhpc.cli.sweep import see_sweep_through
     from dlhpc.jobs.sweep_follow import resume_member, resume_sweep
+    from dlhpc.jobs.sweep_status import sweep_status
     from dlhpc.runs.directory import RunDirectory
 
     run = the_entry(name, runs, site)
     if not isinstance(run, RunDirectory):
         ids = resume_sweep(run)
-        if not as_json:
+        if not as_json and ids:
             click.echo(f"Resumed {run.name} as {len(ids)} job{'' if len(ids) == 1 else 's'} {' '.join(ids[:3])}")
+        elif not as_json:
+            click.echo(f"Nothing of {run.name} could be submitted yet: {sweep_status(run).sentence()}")
         see_sweep_through(run, wait=wait, as_json=as_json)
         return
     job_id = resume_member(run)

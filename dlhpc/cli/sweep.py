@@ -66,7 +66,9 @@ def submit_sweep(planned: PlannedSweep, folder: Path, *, wait: bool, as_json: bo
     number = len(planned.record.members)
     if not as_json:
         jobs = f"job {ids[0]}" if len(ids) == 1 else f"jobs {ids[0]} … {ids[-1]}" if ids else "no job yet"
-        click.echo(f"Submitted {sweep.name}, a sweep of {number} members, as {jobs}\n  {sweep.path}")
+        click.echo(
+            f"Submitted {sweep.name}, a sweep of {number} member{'' if number == 1 else 's'}, as {jobs}\n  {sweep.path}"
+        )
         now = sweep_status(sweep)
         if now.waiting:
             how = (

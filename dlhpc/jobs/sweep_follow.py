@@ -258,6 +258,8 @@ def resume_sweep(sweep: SweepDirectory) -> list[str]:
             raise UserError(
                 f"no member of {sweep.name} failed or was cancelled", remedy=f"See `dlhpc status {sweep.name}`."
             )
+        if read_progress(sweep).cancelled:  # what had been held was cancelled: nothing is left that could be released
+            log(sweep, SweepEvent.RELEASED)
         log(sweep, SweepEvent.RESUMED, again=again)
     return go_on(sweep)
 

@@ -35,10 +35,12 @@ class SweepStatus:
     counts: dict[RunState, int]
     """Members by state; those that wait for their turn to be submitted are not among them."""
     waiting: set[str]
-    """Members that will be submitted when there is room."""
+    """Members that will be submitted when there is room, or when the sweep is released."""
     best: Best | None
     job_ids: list[str] = field(default_factory=list)
     """Of the arrays, else of members that have one."""
+    held: bool = False
+    """`dlhpc hold` keeps those that wait from being submitted."""
 
     @property
     def is_over(self) -> bool:
@@ -49,7 +51,7 @@ class SweepStatus:
         """``12 finished, 3 running, 1 failed``."""
         parts = [f"{count} {state.value}" for state, count in self.counts.items() if count]
         if self.waiting:
-            parts.append(f"{len(self.waiting)} to be submitted")
+            parts.append(f"{len(self.waiting)} to be submitted{' after `dlhpc release`' if self.held else ''}")
         return ", ".join(parts)
 
 
@@ -90,6 +92,7 @@ def sweep_status(sweep: SweepDirectory, found: Sequence[RunStatus] | None = None
         waiting=waiting,
         best=_best(sweep, members),
         job_ids=[*ids, *(one.job_id for index, one in enumerate(members) if index in known.taken and one.job_id)],
+        held=bool(known.held),
     )
 
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlhpc.cli.status import resume as resume_command
 from dlhpc.cli.status import status as status_command
 from dlhpc.cli.sweep import first_script, how_submitted
 from dlhpc.errors import CommandError, ErrorList, UserError
@@ -617,6 +618,29 @@ def test_a_held_sweep_submits_no_more_until_it_is_released(world: World) -> None
     assert sweep_follow.go_on(sweep) == []
     sweep_follow.release_sweep(sweep)
     assert len(world.scheduler.requests) == 2
+
+
+def test_a_sweep_that_was_held_and_cancelled_goes_on_with_resume(world: World) -> None:
+    sweep = world.create_many(3)
+    sweep_follow.start(sweep)
+    sweep_follow.hold_sweep(sweep)
+    sweep_follow.cancel_sweep(sweep)
+    world.scheduler.jobs.clear()
+    assert len(sweep_follow.resume_sweep(sweep)) == 3
+
+
+def test_resuming_members_of_a_held_sweep_says_what_they_wait_for(world: World) -> None:
+    sweep = world.create_many(2)
+    sweep_follow.start(sweep)
+    sweep_follow.hold_sweep(sweep)
+    follow.cancel(sweep.found_members()[0])
+    world.scheduler.jobs.pop("1_0", None)
+    said = CliRunner().invoke(resume_command, [str(sweep.path)]).output
+    assert "could be submitted yet: 1 queued, 1 to be submitted after `dlhpc release`" in said
+    named = CliRunner().invoke(status_command, [str(sweep.path)]).output
+    assert f"waits for `dlhpc release {sweep.name}`" in named
+    assert sweep_follow.release_sweep(sweep) == 1
+    assert sweep_status(sweep).waiting == set()
 
 
 def test_a_spec_that_asks_to_be_held_is(world: World) -> None:
