@@ -363,13 +363,13 @@ def require_slurm(accounting: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def temporary_cluster(accounting: bool = False) -> Iterator[SlurmCluster]:
-    """A cluster in a folder of its own, which is removed afterwards."""
+def temporary_cluster(accounting: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[SlurmCluster]:
+    """A cluster in a folder of its own, which is removed afterwards; ``settings`` are those of SlurmCluster."""
     require_slurm(accounting)
     # not in pytest's folder: the database runs as another user, who may not enter that
     folder = Path(tempfile.mkdtemp(prefix="dlhpc-slurm-"))
     try:
-        with SlurmCluster(folder, accounting=accounting, temporary=True) as cluster:
+        with SlurmCluster(folder, accounting=accounting, settings=settings, temporary=True) as cluster:
             yield cluster
     finally:
         shutil.rmtree(folder, ignore_errors=True)

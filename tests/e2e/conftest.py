@@ -39,10 +39,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class World:
-    """A folder with photographs of eight people, a spec, its own runs and its own local scheduler."""
+    """A folder with photographs of eight people, a spec, its own runs and its own local scheduler (or a ``site``)."""
 
     folder: Path
     environment: dict[str, str]
+    site: Path | None = None
 
     @property
     def runs(self) -> Path:
@@ -75,6 +76,8 @@ class World:
     def submit(self, *settings: str, wait: bool = True) -> RunDirectory:
         """Submit the spec with ``key=value`` settings; with ``wait`` it must finish."""
         options = [word for setting in settings for word in ("--set", setting)]
+        if self.site is not None:
+            options += ["--site", str(self.site)]
         said = self.dlhpc("submit", "people.yaml", "--json", *(["--wait"] if wait else []), *options)
         return RunDirectory(Path(json.loads(said.stdout)["path"]))
 
@@ -119,11 +122,11 @@ def curves(run: RunDirectory) -> list[tuple[float, int, str, str, float]]:
     return sorted((point.epoch, point.step, point.split, point.name, point.value) for point in points)
 
 
-@pytest.fixture
-def world(tmp_path: Path, photos: Path) -> World:
+def make_world(folder: Path, photos: Path) -> World:
+    """Lay out the folder; its training takes two ranks."""
     for person in range(1, 9):
-        shutil.copytree(photos / f"s{person}", tmp_path / "people" / f"s{person}")
-    (tmp_path / "people.yaml").write_text(
+        shutil.copytree(photos / f"s{person}", folder / "people" / f"s{person}")
+    (folder / "people.yaml").write_text(
         "name: people\n"
         "data:\n  folder: people\n  split: {train: 0.6, val: 0.2, unseen: 0.2}\n  width: 48\n  height: 48\n"
         "network: {name: smallnet}\n"
@@ -136,9 +139,14 @@ def world(tmp_path: Path, photos: Path) -> World:
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DLHPC_", "OMPI_"))}
     environment |= {
-        "DLHPC_RUNS": str(tmp_path / "runs"),
-        "DLHPC_LOCAL_SPOOL": str(tmp_path / "spool"),
+        "DLHPC_RUNS": str(folder / "runs"),
+        "DLHPC_LOCAL_SPOOL": str(folder / "spool"),
         "PYTHONPATH": str(ROOT),
         "COLUMNS": "120",
     }
-    return World(tmp_path, environment)
+    return World(folder, environment)
+
+
+@pytest.fixture
+def world(tmp_path: Path, photos: Path) -> World:
+    return make_world(tmp_path, photos)
