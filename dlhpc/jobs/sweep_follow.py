@@ -309,7 +309,8 @@ def _hold_or_release(sweep: SweepDirectory, what: str) -> int:
     scheduler = get_scheduler(decided.scheduler, decided.dialect)
     with sweep_lock(sweep):
         _settle_or_refuse(sweep)
-        jobs = [job for run in sweep.found_members() for job in _known(run).waiting]
+        # A member that was cancelled has no job left that waits, though none of its jobs has said so.
+        jobs = [job for run in sweep.found_members() if not (known := _known(run)).final for job in known.waiting]
         log(sweep, SweepEvent.HELD if what == "hold" else SweepEvent.RELEASED)
         if jobs and scheduler.abilities.hold:
             (scheduler.hold if what == "hold" else scheduler.release)(jobs)
