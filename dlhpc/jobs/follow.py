@@ -74,7 +74,7 @@ def _examine(runs: Sequence[RunDirectory]) -> tuple[list[RunStatus], dict[int, d
             finished = now.ended is RunState.FINISHED
             if not needs_scheduler(now, script_ended=finished and run.exit_file(now.begun).exists()):
                 continue
-            scheduler, dialect = _place(run, places)
+            scheduler, dialect = now.place or _place(run, places)
             if is_private(scheduler) and (owner := _foreign_owner(run)) is not None:
                 view = JobView("unknown", reason=f"its job is in the queue of {owner}, who can ask")
                 views[index] = dict.fromkeys(now.jobs, view)

@@ -125,7 +125,7 @@ def _submit(
         reason = f"{error.what}{f' ({error.where})' if error.where else ''}; submit it with `dlhpc resume`"
         record(run, Event.SUBMIT_FAILED, **about, reason=reason)
         raise
-    record(run, Event.SUBMITTED, **about, job_ids=ids)
+    record(run, Event.SUBMITTED, **about, job_ids=ids, place=[plan.scheduler, plan.dialect])
     return ids
 
 
@@ -144,7 +144,8 @@ def settle(run: RunDirectory) -> None:
             ids = get_scheduler(plan.scheduler, plan.dialect).find(tag_of(plan, number))
             about = {"submission": number, "attempt": known.attempt, **({"ahead": True} if known.jobs else {})}
             if ids:
-                record(run, Event.SUBMITTED, **about, job_ids=ids, found_by_tag=True)
+                place = [plan.scheduler, plan.dialect]
+                record(run, Event.SUBMITTED, **about, job_ids=ids, place=place, found_by_tag=True)
             else:
                 record(
                     run,

@@ -19,7 +19,7 @@ class Event(StrEnum):
 
     CREATED = "created"
     SUBMITTING = "submitting"  # submission (number, from 1), attempt (that its job is expected to be), ahead
-    SUBMITTED = "submitted"  # submission, attempt, job_ids
+    SUBMITTED = "submitted"  # submission, attempt, job_ids, place (scheduler and dialect)
     SUBMIT_FAILED = "submit_failed"  # submission, attempt, reason, ahead, lost (no answer, and no job was found)
     BEGUN = "begun"  # attempt, job_id, host: the job script runs
     STARTED = "started"  # attempt, job_id, hosts, ranks: the ranks have found each other

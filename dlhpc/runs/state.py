@@ -59,6 +59,8 @@ class Progress:
     begun_meanwhile: tuple[str, ...] = ()
     """Jobs that began while a submission was open: a quick scheduler starts one before its id is on record."""
     last_job: str | None = None
+    place: tuple[str, str | None] | None = None
+    """Scheduler and dialect of the latest submission, so that no plan need be read to ask after its jobs."""
     ended: RunState | None = None
     """Finished, failed, cancelled or not submitted, as far as the latest attempt's events say."""
     reason: str | None = None
@@ -128,7 +130,13 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
             begun = [_core(one) for one in now.begun_meanwhile]
             new = tuple(one for one in ids if _core(one) not in begun)
             named = now.last_job if details.get("ahead") or not ids else ids[0]
-            return {"open_submission": None, "waiting": now.waiting + new, "last_job": named}
+            place = details.get("place")
+            return {
+                "open_submission": None,
+                "waiting": now.waiting + new,
+                "last_job": named,
+                "place": now.place if place is None else (place[0], place[1]),
+            }
         case Event.SUBMIT_FAILED:
             if details.get("ahead"):
                 return {"open_submission": None}
