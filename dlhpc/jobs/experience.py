@@ -211,7 +211,7 @@ def _step_seconds(own: Sequence[Entry], plan: Plan, saving: float) -> list[float
         return []
     done = (_positive(left, "step") or 0.0) - (_positive(came, "step") or 0.0)
     seconds = left.time - came.time - saving
-    return [seconds / done] if done >= 3 and seconds > 0 else []
+    return [seconds / done] if done >= 1 and seconds > 0 else []
 
 
 def _saving(entry: Entry, measured_at: Mapping[int, float]) -> float | None:

@@ -30,7 +30,8 @@ TRAINING_S = 120.0
 WALLTIME_S = 900
 """Room for packing the pictures, which the first job has to do."""
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 600.0
+"""A large network's step, at the end of which the ranks leave, may take minutes where it trains on few cores."""
 
 
 def trial_settings(planned: Planned, site: Site) -> list[str]:
@@ -81,7 +82,8 @@ def end_trial(run: RunDirectory) -> None:
         until = time.monotonic() + _PATIENCE_S
         while time.monotonic() < until and progress(read_journal(run)[0]).current is not None:
             time.sleep(1.0)
-    cancel(run)
+    if progress(read_journal(run)[0]).jobs:
+        cancel(run)
 
 
 def check_measured(run: RunDirectory) -> None:
@@ -89,10 +91,8 @@ def check_measured(run: RunDirectory) -> None:
     if measure(run, read_plan(run.plan)) is not None:
         return
     known = progress(read_journal(run)[0])
-    reason = f": {known.reason}" if known.reason else ""
-    kind = UserError if known.reason else DlhpcError
-    raise kind(
-        f"the trial {run.name} ended before anything could be measured{reason}",
-        where=run.path,
-        remedy=f"See `dlhpc logs {run.name}`; if packing the pictures took too long, try once more.",
-    )
+    what = f"the trial {run.name} ended before anything could be measured"
+    look = f"See `dlhpc logs {run.name}`"
+    if known.reason:
+        raise UserError(f"{what}: {known.reason}", where=run.path, remedy=f"{look}.")
+    raise DlhpcError(what, where=run.path, remedy=f"{look}; if packing the pictures took too long, try once more.")
