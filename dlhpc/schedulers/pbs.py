@@ -24,6 +24,7 @@ from dlhpc.schedulers.pbs_parse import (
     array_of,
     free_nodes,
     lookup,
+    number_of,
     parse_full,
     parse_ids,
     parse_json,
@@ -91,8 +92,11 @@ def submit_command(request: JobRequest, dialect: str) -> list[str]:
     return [*words, str(request.script)]
 
 
-def query_command(ids: Sequence[str], dialect: str, *, history: bool) -> list[str]:
-    """``qstat`` for all that is known of these jobs; of an array with many tasks, for the array with every task."""
+def query_command(ids: Sequence[str], dialect: str, *, history: bool, every_task: bool = False) -> list[str]:
+    """``qstat`` for all that is known of these jobs; of an array with many tasks, for the array with every task.
+
+    With ``every_task`` the ids are those of arrays, and each is listed with all its tasks.
+    """
     tasks: dict[str, int] = {}
     for one in ids:
         if (array := array_of(one)) is not None:
@@ -100,7 +104,7 @@ def query_command(ids: Sequence[str], dialect: str, *, history: bool) -> list[st
     whole = {array for array, count in tasks.items() if count >= _MANY_TASKS}
     asked = dict.fromkeys(array if (array := array_of(one)) in whole and array else one for one in ids)
     words = ["qstat", "-f"] if dialect == "torque" else ["qstat", *(["-x"] if history else []), "-f", "-F", "json"]
-    return [*words, *(["-t"] if whole else []), *asked]
+    return [*words, *(["-t"] if whole or every_task else []), *asked]
 
 
 def refusal(answer: Answer) -> CommandError:
@@ -185,9 +189,11 @@ class PbsScheduler:
                 found[one] = status_of(one, job) if job is not None else absent(one, answer.code, said, jobs)
         return found, history
 
-    def _ask_jobs(self, ids: Sequence[str], *, history: bool) -> tuple[dict[str, Attributes], Answer]:
+    def _ask_jobs(
+        self, ids: Sequence[str], *, history: bool, every_task: bool = False
+    ) -> tuple[dict[str, Attributes], Answer]:
         """The jobs that qstat lists. Jobs it knows are listed even where its code speaks of another."""
-        words = query_command(ids, self._dialect, history=history)
+        words = query_command(ids, self._dialect, history=history, every_task=every_task)
         answer = ask(words, timeout=TIMEOUT_S)
         jobs: dict[str, Attributes] | None = parse_full(answer.out)
         if not self._torque:
@@ -223,13 +229,45 @@ class PbsScheduler:
 
     def hold(self, job_ids: Sequence[str]) -> None:
         """A user's hold."""
-        for portion in portions(job_ids, _LONGEST):
+        for portion in portions(self._holdable(job_ids, "hold"), _LONGEST):
             self._change(["qhold", "-h", "u", *portion])
 
     def release(self, job_ids: Sequence[str]) -> None:
         """End a user's hold."""
-        for portion in portions(job_ids, _LONGEST):
+        for portion in portions(self._holdable(job_ids, "release"), _LONGEST):
             self._change(["qrls", "-h", "u", *portion])
+
+    def _holdable(self, job_ids: Sequence[str], what: str) -> list[str]:
+        """What to name to qhold or qrls: an array in place of its tasks, where all that wait are meant.
+
+        PBS Professional and OpenPBS hold an array as a whole only (qhold(1B); `req_holdjob.c` refuses a task with
+        ``PBSE_IVALREQ``). Torque holds tasks as well, but ends with one word the hold that the array began with.
+        """
+        named: dict[str, list[str]] = {}
+        for one in job_ids:
+            if (array := array_of(one)) is not None:
+                named.setdefault(array, []).append(one)
+        if not named:
+            return list(job_ids)
+        jobs, _ = self._ask_jobs(list(named), history=False, every_task=True)
+        waiting: dict[str, set[str]] = {number_of(array): set() for array in named}
+        for task, job in jobs.items():
+            array = array_of(task)
+            if array is not None and status_of(task, job).state in (JobState.QUEUED, JobState.HELD):
+                waiting.setdefault(number_of(array), set()).add(number_of(task))
+        ids = [one for one in job_ids if array_of(one) is None]
+        for array, tasks in named.items():
+            others = waiting[number_of(array)].difference(map(number_of, tasks))
+            if not others:
+                ids.append(array)
+            elif self._torque:
+                ids += tasks
+            else:
+                raise UserError(
+                    f"PBS can {what} an array of jobs only as a whole, and {len(others)} more of {array} wait",
+                    remedy=f"`dlhpc {what}` the whole sweep; or cancel this member, and resume it later.",
+                )
+        return ids
 
     def requeue(self, job_id: str) -> None:
         """Not allowed to users of PBS."""

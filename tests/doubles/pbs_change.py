@@ -12,7 +12,7 @@ from tests.doubles.pbs_qsub import full_id, parse_dependencies
 from tests.doubles.pbs_resources import Refused, clock, seconds
 from tests.doubles.pbs_show import FINISHED_JOB, UNKNOWN_JOB, find, is_history
 
-BAD_STATE, NOT_ALLOWED, BAD_SIGNAL = 168, 159, 165
+BAD_STATE, NOT_ALLOWED, BAD_SIGNAL, BAD_REQUEST = 168, 159, 165, 156
 
 
 def _each(store: Store, command: str, ids: list[str], act: Callable[[Job], tuple[str, int] | None]) -> int:
@@ -103,10 +103,15 @@ def qdel(store: Store, argv: list[str]) -> int:
 
 
 def qhold(store: Store, argv: list[str]) -> int:
-    """User hold. A running job goes on; it is held if it ever waits again."""
+    """User hold. A running job goes on; it is held if it ever waits again.
+
+    OpenPBS refuses a hold of one task of an array, and its release (`req_holdjob.c`).
+    """
     kinds, ids = _hold_words("qhold", argv)
 
     def act(job: Job) -> tuple[str, int] | None:
+        if job["kind"] == "task" and store.config["dialect"] == "openpbs":
+            return ("Invalid request", BAD_REQUEST)
         if kinds != "u":
             return ("Unauthorized Request ", NOT_ALLOWED)
         job["holds"] = "u"
@@ -122,6 +127,8 @@ def qrls(store: Store, argv: list[str]) -> int:
     kinds, ids = _hold_words("qrls", argv)
 
     def act(job: Job) -> tuple[str, int] | None:
+        if job["kind"] == "task" and store.config["dialect"] == "openpbs":
+            return ("Invalid request", BAD_REQUEST)
         if kinds != "u":
             return ("Unauthorized Request ", NOT_ALLOWED)
         job["holds"] = ""

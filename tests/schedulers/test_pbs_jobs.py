@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlhpc.errors import CommandError
+from dlhpc.errors import CommandError, UserError
 from dlhpc.process import CommandFailed, CommandTimeout
 from dlhpc.schedulers.base import Dependency, Header, JobRequest, JobState, JobStatus, get_scheduler
 from tests.doubles import Double, PbsDouble, TorqueDouble
@@ -95,6 +95,19 @@ def test_hold_and_release(desk: Desk):
     assert desk.status(job).state is JobState.HELD
     desk.scheduler.release([job])
     assert desk.until(job, JobState.ENDED).exit_code == 3
+
+
+def test_an_array_is_held_and_released_as_a_whole(desk: Desk):
+    (array,) = desk.scheduler.submit(replace(desk.request("many", "exit 0", array=(0, 1, 2)), held=True))
+    tasks = desk.scheduler.member_ids(array, [0, 1, 2])
+    desk.scheduler.cancel(tasks[1:2])
+    desk.scheduler.hold([tasks[0], tasks[2]])
+    assert desk.status(tasks[0]).state is JobState.HELD
+    if desk.double.dialect == "openpbs":
+        with pytest.raises(UserError, match=r"only as a whole, and 1 more of .* wait"):
+            desk.scheduler.release(tasks[:1])
+    desk.scheduler.release([tasks[0], tasks[2]])
+    assert desk.until(tasks[2], JobState.ENDED).exit_code == 0
 
 
 def test_a_job_waits_for_another(desk: Desk):
