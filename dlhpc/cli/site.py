@@ -284,7 +284,7 @@ def init(scheduler: str | None, output: Path | None) -> None:
     if machine.queues is None and machine.nodes is None:
         raise CommandError(
             f"{machine.scheduler} did not answer: {'; '.join(machine.silent)}",
-            remedy="Check that its commands work for you here, or name the batch system that rules here with --scheduler.",
+            remedy="Check that its commands work for you here, or name another batch system with --scheduler.",
         )
     text = first_profile(machine, profile_name(output, machine))
     validate(parse_document(text, output or Path("the profile")), Site)
