@@ -22,7 +22,8 @@ from ruamel.yaml.comments import CommentedMap
 from dlhpc import __version__
 from dlhpc.data.catalog import Catalog, make_catalog
 from dlhpc.errors import ErrorList, UserError
-from dlhpc.jobs.plan import decide, own_template
+from dlhpc.jobs.experience import Experience
+from dlhpc.jobs.plan import decide, kinds_of_nodes, own_template
 from dlhpc.runs.find import find_run
 from dlhpc.runs.plan import Plan
 from dlhpc.runs.sweep import SweepRecord
@@ -74,6 +75,8 @@ class PlannedSweep:
     values: dict[str, Any]
     """The spec without its sweep, as nested dicts."""
     warnings: list[str]
+    experience: Experience | None
+    """Of earlier runs, which decides the walltime; None once that is settled for the whole array."""
 
     def members(self) -> Iterator[PlannedMember]:
         """Every member, decided one after another; those with the same pictures follow each other.
@@ -89,7 +92,9 @@ class PlannedSweep:
                 with faults.of(index):
                     spec = Spec.model_validate(with_settings(self.values, settings))
                     catalog = catalog or _KeyedCatalog.of(make_catalog(spec.data, self.base))
-                    plan = decide(spec, self.site, catalog, self.runs, template=self.template)
+                    plan = decide(
+                        spec, self.site, catalog, self.runs, template=self.template, experience=self.experience
+                    )
                     if not faults:
                         yield PlannedMember(index, settings, plan, catalog, texts.of(settings))
         faults.throw()
@@ -172,6 +177,7 @@ def make_sweep(
         base=base,
         values=values,
         warnings=[],
+        experience=Experience(runs, kinds_of_nodes(profile)),
     )
     walltimes: set[int] = set()
     warnings: dict[str, int] = {}
@@ -181,6 +187,7 @@ def make_sweep(
             warnings[warning] = warnings.get(warning, 0) + 1
     if len(walltimes) > 1:  # one array has one walltime: what the longest member needs
         values["job"] = {**(values.get("job") or {}), "walltime": format_duration(max(walltimes))}
+        planned = dataclasses.replace(planned, experience=None)
     number = len(members)
     told = [text if count == number else f"{text} ({count} of {number} members)" for text, count in warnings.items()]
     return dataclasses.replace(planned, warnings=told)

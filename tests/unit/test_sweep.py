@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -10,7 +9,6 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -30,13 +28,14 @@ from dlhpc.process import CommandTimeout
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.find import all_runs, find_entry, find_run
 from dlhpc.runs.journal import Event, read_journal, record
-from dlhpc.runs.plan import Plan, read_plan
+from dlhpc.runs.plan import read_plan
 from dlhpc.runs.state import RunState, progress
 from dlhpc.runs.sweep import SweepDirectory, from_ranges, read_progress, read_record, sweep_lock, to_ranges
 from dlhpc.schedulers.base import Abilities, Header, JobRequest, JobState, JobStatus
 from dlhpc.spec.load import load_spec
 from dlhpc.spec.models import Spec
 from dlhpc.spec.sweep import Sweep, all_keys, expand, full_key, read_axes
+from tests.unit.measured_runs import new_run
 
 KEYS = all_keys(Spec)
 
@@ -701,17 +700,43 @@ def test_the_script_that_render_shows_is_the_one_that_is_submitted(world: World)
     assert sweep.script(1).read_text() == shown.replace("cars-DATE-TIME-xxxx", sweep.name)
 
 
-def test_one_array_has_the_walltime_of_its_longest_member(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    decide = sweep_module.decide
+def measured_run(world: World, *, step: float) -> None:
+    """A run of the same network and pictures whose training steps took so many seconds."""
+    journal = new_run(world.runs, next(world.plan("lr=0.1").members()).plan)
+    journal.begin(30.0)
+    journal.epochs(4, step=step)
 
-    def by_experience(spec: Spec, *words: Any, **named: Any) -> Plan:
-        made = decide(spec, *words, **named)
-        needed = 600 if spec.learning_rate.base < 0.15 else 1500
-        return made if spec.job.walltime else dataclasses.replace(made, walltime_seconds=needed)
 
-    monkeypatch.setattr(sweep_module, "decide", by_experience)
-    sweep = world.create("lr=0.1,0.2,0.1001")
-    assert {read_plan(run.plan).walltime_seconds for run in sweep.found_members()} == {1500}
+def alone(world: World, epochs: int) -> int:
+    """The walltime that a single training of so many epochs asks for, in seconds."""
+    settings = [f"training.epochs={epochs}"]
+    return plan.make_plan(world.spec, runs=world.runs, site=str(world.site), settings=settings).plan.walltime_seconds
+
+
+def test_a_sweep_asks_for_the_walltime_that_earlier_runs_needed(world: World) -> None:
+    measured_run(world, step=30.0)
+    sweep = world.create("lr=0.1,0.01", settings=["training.epochs=4"])
+    asked = {read_plan(run.plan).walltime_seconds for run in sweep.found_members()}
+    assert asked == {alone(world, 4)}
+    assert max(asked) < plan.DEFAULT_WALLTIME_S
+
+
+def test_one_array_has_the_walltime_of_its_longest_member(world: World) -> None:
+    measured_run(world, step=30.0)
+    assert alone(world, 4) * 2 < alone(world, 400)
+    planned = world.plan("epochs=4,400,40")
+    plans = [read_plan(run.plan) for run in create_sweep(planned, world.runs).found_members()]
+    assert {made.walltime_seconds for made in plans} == {alone(world, 400)}
+    # Nobody who left the walltime open is told to have asked for too much.
+    told = [*planned.warnings, *(warning for made in plans for warning in made.warnings)]
+    assert [warning for warning in told if "walltime" in warning] == []
+
+
+def test_a_walltime_that_is_far_too_long_for_every_member_is_said_once(world: World) -> None:
+    measured_run(world, step=30.0)
+    planned = world.plan("lr=0.1,0.01", settings=["training.epochs=4", "job.walltime=20h"])
+    assert [warning.startswith("job.walltime is 20:00:00") for warning in planned.warnings] == [True]
+    assert {member.plan.walltime_seconds for member in planned.members()} == {20 * 3600}
 
 
 def test_where_jobs_may_not_submit_jobs_a_member_that_ends_does_not_try(world: World) -> None:
