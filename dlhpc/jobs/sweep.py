@@ -10,20 +10,21 @@ import dataclasses
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from ruamel.yaml.comments import CommentedMap
 
 from dlhpc import __version__
 from dlhpc.data.catalog import Catalog, make_catalog
-from dlhpc.errors import ErrorList, UserError
+from dlhpc.errors import UserError
 from dlhpc.jobs.experience import Experience
 from dlhpc.jobs.plan import decide, kinds_of_nodes, own_template
+from dlhpc.jobs.sweep_faults import Faults, validate_all, with_settings
 from dlhpc.runs.find import find_run
 from dlhpc.runs.plan import Plan
 from dlhpc.runs.sweep import SweepRecord
@@ -32,9 +33,9 @@ from dlhpc.schedulers.local_queue import offered_cores, offered_gpus
 from dlhpc.sites.load import find_site, load_site
 from dlhpc.sites.models import Node
 from dlhpc.spec.base import format_duration
-from dlhpc.spec.load import Document, kind_error, override, plain, read_document, validate
+from dlhpc.spec.load import Document, override, plain, read_document, validate
 from dlhpc.spec.models import Data, Spec
-from dlhpc.spec.sweep import Settings, Sweep, all_keys, expand, full_keys, read_axes, shown
+from dlhpc.spec.sweep import Settings, Sweep, all_keys, expand, full_keys, read_axes
 
 if TYPE_CHECKING:
     from dlhpc.sites.models import Site
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 DEFAULT_CAP = 10
 """Members in the queue at a time, where they are submitted one by one and nobody says otherwise."""
 
-_MOST_ERRORS = 20
 _PATHS = ("data.folder", "data.folders.", "data.lists.")
 _CATALOG = ("folder", "folders", "lists", "split", "min_per_class", "max_per_class")
 """Keys of ``data`` that decide which pictures there are; the others only say what is made of them."""
@@ -83,7 +83,7 @@ class PlannedSweep:
 
         Raises :class:`ErrorList` at the end, with every member that cannot be.
         """
-        faults = _Faults(self.record.members)
+        faults = Faults(self.record.members)
         texts = _SpecTexts(self.document)
         for indices in self._groups():
             catalog: Catalog | None = None
@@ -166,7 +166,7 @@ def make_sweep(
     values = plain(document)
     values.pop("sweep", None)
     _find_runs_before(values, runs)
-    first = _validate_all(document, values, members)
+    first = validate_all(document, values, members)
     profile = _as_it_is(load_site(site))
     planned = PlannedSweep(
         record=_record(first, sweep, profile, members),
@@ -233,21 +233,7 @@ def _record(spec: Spec, sweep: Sweep, site: Site, members: list[Settings]) -> Sw
     )
 
 
-# --- Settings into specs ----------------------------------------------------------------------------------------
-
-
-def with_settings(values: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """A copy of ``values`` with dotted keys set; what is not on their way is shared."""
-    changed = dict(values)
-    for key, value in settings.items():
-        *above, last = key.split(".")
-        node = changed
-        for part in above:
-            below = node.get(part)
-            node[part] = dict(below) if isinstance(below, dict) else {}
-            node = node[part]
-        node[last] = value
-    return changed
+# --- Members' specs as text -------------------------------------------------------------------------------------
 
 
 class _SpecTexts:
@@ -326,75 +312,3 @@ class _KeyedCatalog(Catalog):
         if settings not in self._keys:
             self._keys[settings] = super().key(data)
         return self._keys[settings]
-
-
-# --- Faults, with the members that have them --------------------------------------------------------------------
-
-
-class _Faults:
-    """Errors of members, each shown once with the members that have it."""
-
-    def __init__(self, members: Sequence[Settings]) -> None:
-        self._members = members
-        self._found: dict[tuple[str, str | None, str | None], list[int]] = {}
-        self._index = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._found)
-
-    def of(self, index: int) -> _Faults:
-        """What is raised in the block is a fault of this member."""
-        self._index = index
-        return self
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
-        if not isinstance(error, UserError):
-            return False
-        for one in error.errors if isinstance(error, ErrorList) else [error]:
-            self.add(self._index, one)
-        return True
-
-    def add(self, index: int, error: UserError) -> None:
-        self._found.setdefault((error.what, error.where, error.remedy), []).append(index)
-
-    def throw(self) -> None:
-        """Raise what was found, if anything was."""
-        if not self._found:
-            return
-        errors = [
-            UserError(what, where=self._place(where, indices), remedy=remedy)
-            for (what, where, remedy), indices in list(self._found.items())[:_MOST_ERRORS]
-        ]
-        if len(self._found) > _MOST_ERRORS:
-            errors.append(UserError(f"… and {len(self._found) - _MOST_ERRORS} more errors of this kind"))
-        raise ErrorList(errors)
-
-    def _place(self, where: str | None, indices: list[int]) -> str | None:
-        if len(indices) == len(self._members):
-            return where
-        more = f" and {len(indices) - 1} more" if len(indices) > 1 else ""
-        member = f"sweep member {indices[0]:04d} ({shown(self._members[indices[0]])}){more}"
-        return member if where is None else f"{where}: {member}"
-
-
-def _validate_all(document: Document, values: dict[str, Any], members: list[Settings]) -> Spec:
-    """Every member's spec against the model; gives the first."""
-    faults = _Faults(members)
-    first: Spec | None = None
-    for index, settings in enumerate(members):
-        try:
-            spec = Spec.model_validate(with_settings(values, settings))
-            first = first or spec
-        except ValidationError as error:
-            for detail in error.errors():
-                fault = kind_error(document, Spec, detail)
-                location = ".".join(str(part) for part in detail["loc"])
-                if not location or any(key.startswith(location) or location.startswith(key) for key in settings):
-                    fault.where = None  # the value is the member's, not that of the line in the file
-                faults.add(index, fault)
-    faults.throw()
-    assert first is not None
-    return first
