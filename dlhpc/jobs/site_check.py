@@ -123,8 +123,9 @@ def _header(site: Site, queue: Queue, account: str | None, name: str, output: Pa
 def _write(site: Site, queue: Queue, account: str | None, probe: _Probe, scheduler: Scheduler) -> JobRequest:
     """Put both job scripts into the folder."""
     folder = probe.folder
-    shutil.copy(resources.folder("jobtemplates") / "site-environment.sh", folder / "environment.sh")
-    shutil.copy(resources.folder("jobtemplates") / "site-check.sh", folder / "look.sh")
+    with storage_errors(folder):
+        shutil.copy(resources.folder("jobtemplates") / "site-environment.sh", folder / "environment.sh")
+        shutil.copy(resources.folder("jobtemplates") / "site-check.sh", folder / "look.sh")
     header = _header(site, queue, account, probe.tag, folder / "job.out")
     inner = _header(site, queue, account, probe.inner_tag, folder / "inner.out")
     lines = ["#!/bin/sh", *scheduler.directives(header), ""]

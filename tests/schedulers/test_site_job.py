@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -220,3 +221,15 @@ def test_the_machine_you_sit_at(desk: Desk, tmp_path: Path) -> None:
     (row,) = [row for row in json.loads(wrong.stdout) if row["verdict"] == "differs"]
     assert (row["subject"], row["profile"], row["place"]) == ("nodes this: cores", "4096", f"{profile}:3")
     assert wrong.exit_code == 1
+
+
+def test_a_full_disk_is_a_finding_with_its_remedy(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(site_check.shutil, "copy", full)
+    found = seen(site, tmp_path / "runs", Stage("runs", {}), monkeypatch)["job in queue gpu"]
+    assert found.verdict is Verdict.DIFFERS
+    assert "No space left" in found.what
+    assert "Free some space" in (found.remedy or "")
+    assert not (tmp_path / "runs").exists()
