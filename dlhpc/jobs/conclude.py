@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from dlhpc.runs.state import RunState, meaning_of, progress
 from dlhpc.runs.sweep import sweep_of
 from dlhpc.schedulers.base import JobCancelled, get_scheduler
 
+_PAUSES_S = (5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 120.0, 240.0)
+"""Between requests to a scheduler that does not answer: about ten minutes, as for the restart of its controller."""
 TAIL_LINES = 15
 _TAIL_BYTES = 8192
 
@@ -118,7 +121,7 @@ def _requeue(run: RunDirectory, plan: Plan, attempt: int, job_id: str) -> bool:
         return True
     record(run, Event.CONCLUDED, attempt=attempt, job_id=job_id, next="requeued")
     try:
-        scheduler.requeue(job_id)
+        _ask_until_heard(lambda: scheduler.requeue(job_id))
     except CommandTimeout:
         return True  # it may have been heard: were another submitted, there might be two. `dlhpc watch` looks after it
     except JobCancelled as error:
@@ -130,6 +133,19 @@ def _requeue(run: RunDirectory, plan: Plan, attempt: int, job_id: str) -> bool:
         return False
     print(f"dlhpc: attempt {attempt + 1} goes on in the same job {job_id}", flush=True)
     return True
+
+
+def _ask_until_heard(question: Callable[[], None]) -> None:
+    """Repeat what may be repeated while the scheduler does not answer; raises the last :class:`CommandTimeout`.
+
+    A job is requeued once however often that is asked for. While nobody answers, nobody enforces the walltime either.
+    """
+    for pause in _PAUSES_S:
+        try:
+            return question()
+        except CommandTimeout:
+            time.sleep(pause)
+    return question()
 
 
 def _submit_next(run: RunDirectory, attempt: int, concluded: Callable[[str], None]) -> None:

@@ -336,7 +336,8 @@ def release(runs: Iterable[RunDirectory]) -> None:
 def _waiting_jobs(run: RunDirectory, what: str) -> tuple[str, ...]:
     _refuse_foreign(run, what)
     settle_each(run, set())
-    waiting = _read_progress(run)[0].waiting
+    known = _read_progress(run)[0]
+    waiting = () if known.final else known.waiting
     if not waiting:
         now = status(run)
         raise UserError(f"{run.name} is {now.state.value}: it has no job that waits", remedy="Nothing was done.")

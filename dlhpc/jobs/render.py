@@ -120,13 +120,19 @@ def _from_own_template(own: Path, plan: Plan, run: RunDirectory, directives: lis
     """With the site's own template, which may extend one of ours and show anything of the plan."""
     from jinja2 import TemplateError
 
+    wrong = "Correct it, or move it away from its profile to use the one that comes with dlhpc."
     try:
         environment = _environment((own.parent, resources.folder("jobtemplates")))
-        return environment.get_template(own.name).render(plan=plan, run=run, directives=directives)
-    except TemplateError as error:
+        script = environment.get_template(own.name).render(plan=plan, run=run, directives=directives)
+    except (TemplateError, UnicodeDecodeError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
         line = getattr(error, "lineno", None)
+        where = Place(str(own), line)
+        raise UserError(f"the site's job template is wrong: {error}", where=where, remedy=wrong) from error
+    missing = [step for step in ("#!/", "dlhpc.jobs.begin", "dlhpc.train") if step not in script]
+    if missing:
         raise UserError(
-            f"the site's job template is wrong: {error}",
-            where=Place(str(own), line),
-            remedy="Correct it, or move it away from its profile to use the one that comes with dlhpc.",
-        ) from error
+            f"the script that the site's job template gives lacks `{missing[0]}`",
+            where=Place(str(own)),
+            remedy='Begin it with {% extends "slurm.sh.j2" %} (or another of ours), and change blocks only.',
+        )
+    return script

@@ -140,6 +140,9 @@ def _changes(now: Progress, entry: Entry) -> dict[str, Any]:
         case Event.SUBMIT_FAILED:
             if details.get("ahead"):
                 return {"open_submission": None}
+            if now.begun:  # the run has failed for now, and whoever looks after it tries again
+                why = f"attempt {now.begun + 1} was not submitted: {details.get('reason')}"
+                return {"open_submission": None, "ended": RunState.FAILED, "reason": why, "final": False}
             return {"open_submission": None, "ended": RunState.NOT_SUBMITTED, "reason": details.get("reason")}
         case Event.BEGUN:
             # As the submission called it, which is what the scheduler is asked with.

@@ -29,7 +29,8 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> FakeScheduler:
     from tests.unit.job_runs import FakeScheduler
 
     fake = FakeScheduler()
-    monkeypatch.setattr(begin, "_PAUSES_S", ())
+    for module in (begin, conclude):
+        monkeypatch.setattr(module, "_PAUSES_S", ())
     for module in (begin, conclude, follow, plan, render, submit):
         monkeypatch.setattr(module, "get_scheduler", lambda _name, _dialect=None: fake)
     return fake

@@ -215,7 +215,7 @@ def test_a_next_attempt_that_is_refused_is_told_and_can_be_resumed(
         scheduler.end(running, "job1", 1, AttemptExit.CONTINUE, saved=True)
     scheduler.jobs["job1"] = JobState.ENDED
     now = follow.status(running)
-    assert now.state is RunState.NOT_SUBMITTED
+    assert now.state is RunState.FAILED
     assert "the queue is closed" in str(now.reason)
     scheduler.fault, scheduler.arrives = None, True
     assert scheduler.start(running, follow.resume(running)) == 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dlhpc.errors import UserError
 from dlhpc.jobs.render import refuse_control, render
-from dlhpc.runs.directory import RunDirectory
+from dlhpc.runs.directory import RunDirectory, placeholder_run
 from dlhpc.runs.plan import Plan
 from tests.unit.job_runs import CLUSTER, plan
 
@@ -68,3 +68,21 @@ def test_a_directive_with_a_control_character_is_refused_with_the_line() -> None
     with pytest.raises(UserError, match="control character") as caught:
         refuse_control(["#SBATCH --nodes=2", "#SBATCH --comment=a\n#SBATCH --uid=0"])
     assert "uid" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 1 / 0 }}", "the site's job template is wrong: division by zero"),
+        ("{{ plan.nothing }}", "the site's job template is wrong: .*nothing"),
+        ("", "lacks `#!/`"),
+        ("#!/bin/sh\necho hello\n", r"lacks `dlhpc\.jobs\.begin`"),
+    ],
+)
+def test_a_wrong_template_of_a_site_is_refused_kindly(tmp_path: Path, template: str, said: str) -> None:
+    own = tmp_path / "here.sh.j2"
+    own.write_text(template)
+    made = dataclasses.replace(plan(tmp_path), template=str(own))
+    with pytest.raises(UserError, match=said) as caught:
+        render(made, placeholder_run(tmp_path, "cars"))
+    assert str(own) in str(caught.value)
