@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def follow(run: RunDirectory, *, pause: float = 0.5) -> Iterator[RunStatus]:
     """The run's status again and again until it is over, looked after on the way; ``pause`` in seconds."""
-    from dlhpc.errors import CommandError, StorageError
+    from dlhpc.errors import DlhpcError
     from dlhpc.jobs.follow import Watch, look_after
 
     watch = Watch(run)
@@ -29,7 +29,9 @@ def follow(run: RunDirectory, *, pause: float = 0.5) -> Iterator[RunStatus]:
         went_on = False
         try:
             went_on = look_after(run, now)
-        except (CommandError, StorageError) as error:
+        except DlhpcError as error:
+            if now.state.is_over:
+                now = watch.look()  # perhaps somebody else was quicker to go on
             if now.state.is_over:
                 click.echo(f"dlhpc: {run.name} could not go on by itself: {error}", err=True)
         if not went_on:

@@ -156,7 +156,7 @@ def _wait_for(sweep: SweepDirectory, *, quiet: bool) -> SweepStatus:
 
 def _follow(sweep: SweepDirectory) -> Iterator[SweepStatus]:
     """The sweep's status again and again until it is over, looked after on the way; pauses grow to a minute."""
-    from dlhpc.errors import CommandError, StorageError
+    from dlhpc.errors import DlhpcError
     from dlhpc.jobs.sweep_follow import look_after_sweep
     from dlhpc.jobs.sweep_status import sweep_status
 
@@ -168,7 +168,7 @@ def _follow(sweep: SweepDirectory) -> Iterator[SweepStatus]:
         try:
             went_on = look_after_sweep(sweep, now)
             refused = 0
-        except (CommandError, StorageError) as error:
+        except DlhpcError as error:
             refused += 1
             click.echo(f"dlhpc: not all members could be submitted: {error}", err=True)
         if not went_on:

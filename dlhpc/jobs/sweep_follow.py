@@ -206,12 +206,22 @@ def _submit_alone(sweep: SweepDirectory, decided: SweepRecord, index: int, *, re
 
 
 def look_after_sweep(sweep: SweepDirectory, now: SweepStatus) -> bool:
-    """Go on with members whose jobs were killed, and submit those that wait; true if something was submitted."""
+    """Go on with members whose jobs were killed, and submit those that wait; true if something was submitted.
+
+    Raises what submitting raises; a member that cannot go on (:class:`UserError`) does not keep the others from it.
+    """
     went_on = False
+    refused: UserError | None = None
     for one in now.members:
         if one.state is RunState.FAILED:
-            went_on = look_after(RunDirectory(sweep.path / one.run), one) or went_on
-    return bool(go_on(sweep)) or went_on
+            try:
+                went_on = look_after(RunDirectory(sweep.path / one.run), one) or went_on
+            except UserError as error:
+                refused = refused or error
+    went_on = bool(go_on(sweep)) or went_on
+    if refused is not None:
+        raise refused
+    return went_on
 
 
 def cancel_sweep(sweep: SweepDirectory) -> SweepStatus:

@@ -739,6 +739,30 @@ def test_a_walltime_that_is_far_too_long_for_every_member_is_said_once(world: Wo
     assert {member.plan.walltime_seconds for member in planned.members()} == {20 * 3600}
 
 
+def test_members_whose_jobs_were_killed_go_on_also_where_one_of_them_cannot(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = world.create("lr=0.1,0.2,0.3")
+    sweep_follow.start(sweep)
+    for index, run in enumerate(sweep.found_members()):
+        record(run, Event.BEGUN, attempt=1, job_id=f"1_{index}", host="node1")
+        world.scheduler.jobs[f"1_{index}"] = JobState.ENDED
+    look_after = follow.look_after
+
+    def quicker_once(run: RunDirectory, now: follow.RunStatus) -> bool:
+        if run.name.endswith(".0000"):
+            raise UserError("attempt 2 is submitted already")
+        return look_after(run, now)
+
+    monkeypatch.setattr(sweep_follow, "look_after", quicker_once)
+    with pytest.raises(UserError, match="submitted already"):
+        sweep_follow.look_after_sweep(sweep, sweep_status(sweep))
+    assert states(sweep) == [RunState.FAILED, RunState.QUEUED, RunState.QUEUED]
+    monkeypatch.setattr(sweep_follow, "look_after", look_after)
+    assert sweep_follow.look_after_sweep(sweep, sweep_status(sweep))
+    assert states(sweep) == [RunState.QUEUED] * 3
+
+
 def test_where_jobs_may_not_submit_jobs_a_member_that_ends_does_not_try(world: World) -> None:
     world.site.write_text(world.site.read_text() + "compute_may_submit: false\n")
     sweep = world.create_many(6, cap=3)
