@@ -185,8 +185,8 @@ def _rows(planned: Planned, expected: Prediction | None) -> list[tuple[str, str]
         (
             "Job",
             (
-                f"{plan.nodes} node × {plan.ranks_per_node} ranks × {plan.cores_per_rank} cores, "
-                f"{plan.gpus_per_rank} GPUs a rank{memory}"
+                f"{_count(plan.nodes, 'node')} × {_count(plan.ranks_per_node, 'rank')} × "
+                f"{_count(plan.cores_per_rank, 'core')}, {_count(plan.gpus_per_rank, 'GPU')} a rank{memory}"
             ),
         ),
         (
@@ -213,6 +213,10 @@ def _walltime_source(planned: Planned, expected: Prediction | None) -> str:
     if planned.spec.job.walltime is not None:
         return ""
     return " (as the spec names none)" if expected is None else " (what is needed and a quarter more)"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _epochs(number: float) -> str:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 DATASETS = ".datasets"
 """Folder beside the runs that holds the packed datasets they share."""
 
+SHORT_WALLTIME_S = 120
+"""Below this much of an attempt is lost to its start."""
+
 DEFAULT_WALLTIME_S = 3600.0
 """Asked for where neither the user nor experience says more."""
 
@@ -124,6 +127,10 @@ def decide(
         raise ErrorList(faults)
 
     warnings = [*catalog.notes, *_left_out(spec, site)]
+    if walltime < SHORT_WALLTIME_S and site.scheduler != "local":
+        warnings.append(
+            f"job.walltime is {format_duration(walltime)}: starting the ranks alone takes 10 to 30 s of every attempt"
+        )
     ranks = job.nodes * job.ranks_per_node
     environment, prefix, python, record = _environment(spec, site)
     if site.scheduler == "local" and not os.access(python, os.X_OK):  # compute nodes may see what this one does not
