@@ -154,11 +154,15 @@ def _show(planned: Planned, profile: Site, folder: Path, experience: Experience,
 
 
 def _rows(planned: Planned, expected: Prediction | None) -> list[tuple[str, str]]:
+    import shlex
+
     from dlhpc.jobs.compare import in_words
+    from dlhpc.jobs.submit import submission_of
     from dlhpc.runs.directory import placeholder_run
     from dlhpc.spec.base import format_duration
 
     plan, spec = planned.plan, planned.spec
+    run = placeholder_run(Path(plan.dataset.packed).parent.parent, spec.name)
     data, rate = plan.dataset, spec.learning_rate
     height, width = spec.input_size
     portions = f" × {spec.training.accumulate} portions" if spec.training.accumulate > 1 else ""
@@ -199,7 +203,8 @@ def _rows(planned: Planned, expected: Prediction | None) -> list[tuple[str, str]
         ),
         ("Launcher", " ".join([*plan.launch, "python -m dlhpc.train"])),
         ("Environment", f"{plan.environment}: {plan.environment_prefix}"),
-        ("Run directory", str(placeholder_run(Path(data.packed).parent.parent, spec.name).path)),
+        ("Run directory", str(run.path)),
+        ("Submitted with", shlex.join(submission_of(plan, run))),
     ]
     if expected is not None:
         place = 1 + [name for name, _ in rows].index("Checkpoint")

@@ -22,7 +22,7 @@ from dlhpc.runs.directory import RunDirectory, create_run
 from dlhpc.runs.journal import Event, read_journal, record
 from dlhpc.runs.plan import Plan, read_plan
 from dlhpc.runs.state import Progress, RunState, progress
-from dlhpc.schedulers.base import Dependency, get_scheduler
+from dlhpc.schedulers.base import Dependency, Scheduler, get_scheduler
 
 if TYPE_CHECKING:
     from dlhpc.jobs.plan import Planned
@@ -111,10 +111,7 @@ def _submit(
     scheduler = get_scheduler(plan.scheduler, plan.dialect)
     number = known.submissions + 1
     attempt = known.begun + len(known.waiting) + 1
-    steps = 1
-    if plan.attempts_ahead and scheduler.abilities.steps:
-        steps = max(1, min(plan.attempts_ahead + 1, plan.max_attempts - known.begun))
-    request = request_of(plan, run, number, after=after, steps=steps)
+    request = request_of(plan, run, number, after=after, steps=_steps(scheduler, plan, known.begun))
     about = {"submission": number, "attempt": attempt, **({"ahead": True} if ahead else {})}
     record(run, Event.SUBMITTING, **about)
     try:
@@ -127,6 +124,20 @@ def _submit(
         raise
     record(run, Event.SUBMITTED, **about, job_ids=ids, place=[plan.scheduler, plan.dialect])
     return ids
+
+
+def _steps(scheduler: Scheduler, plan: Plan, begun: int) -> int:
+    """How many attempts one submission holds."""
+    if not plan.attempts_ahead or not scheduler.abilities.steps:
+        return 1
+    return max(1, min(plan.attempts_ahead + 1, plan.max_attempts - begun))
+
+
+def submission_of(plan: Plan, run: RunDirectory) -> list[str]:
+    """The command that the first submission will run, for people to see."""
+    scheduler = get_scheduler(plan.scheduler, plan.dialect)
+    after = look_at(plan).waits_for
+    return scheduler.submission(request_of(plan, run, 1, after=after, steps=_steps(scheduler, plan, 0)))
 
 
 def settle(run: RunDirectory) -> None:
