@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from dlhpc.errors import ErrorList, UserError
+from dlhpc.errors import UserError
 from dlhpc.schedulers.base import Header, JobRequest
+from dlhpc.schedulers.directives import MEBIBYTE, clock, gather, raise_faults
 
-_MEGABYTE = 2**20
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:@-]*")
 _NETWORK = re.compile(r"[A-Za-z0-9_.,]+")
 _KEYWORD_LINE = re.compile(r"#[ \t]*@[ \t]*([A-Za-z_.]+)[ \t]*(=.*)?")
@@ -47,23 +47,8 @@ def directives(header: Header) -> list[str]:
 
     Raises :class:`UserError`, or an ``ErrorList`` of them, for what LoadLeveler cannot say.
     """
-    faults: list[UserError] = []
-    keywords: list[tuple[str, str]] = []
-    for part in (_about, _size, _resources, _people, _extra):
-        try:
-            keywords += part(header)
-        except UserError as error:
-            faults += error.errors if isinstance(error, ErrorList) else [error]
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        raise ErrorList(faults)
+    keywords = gather(*(part(header) for part in (_about, _size, _resources, _people, _extra)))
     return [*(f"# @ {name} = {value}" for name, value in keywords), "# @ queue"]
-
-
-def clock(seconds: int) -> str:
-    """``hh:mm:ss``."""
-    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 def _checked(text: str, what: str, pattern: re.Pattern[str] = _WORD) -> str:
@@ -97,8 +82,7 @@ def _about(header: Header) -> Iterator[tuple[str, str]]:
         )
     if header.reservation is not None and not _WORD.fullmatch(header.reservation):
         faults.append(UserError(f"`{header.reservation}` is no reservation id", remedy="See `llqres`."))
-    if faults:
-        raise ErrorList(faults)
+    raise_faults(faults)
     yield "job_name", re.sub(r"[^A-Za-z0-9_.-]", "_", header.name) or "dlhpc"
     yield "step_name", step_name(1)
     yield "job_type", "parallel"
@@ -128,7 +112,7 @@ def _resources(header: Header) -> Iterator[tuple[str, str]]:
     """Cores, memory and GPUs, which LoadLeveler counts for each task."""
     consumed = [f"ConsumableCpus({header.cores_per_rank})"]
     if header.memory_bytes is not None:
-        megabytes = max(1, header.memory_bytes // header.ranks_per_node // _MEGABYTE)
+        megabytes = max(1, header.memory_bytes // header.ranks_per_node // MEBIBYTE)
         consumed.append(f"ConsumableMemory({megabytes} mb)")
     if header.gpus_per_node:
         if header.gpu_resource is None and header.gpu_feature is None:
@@ -191,8 +175,7 @@ def _extra(header: Header) -> Iterator[tuple[str, str]]:
             faults.append(UserError(f"the directive `{text}` cannot be used: {why}", remedy=remedy))
         else:
             good.append((found[1], found[2]))
-    if faults:
-        raise ErrorList(faults)
+    raise_faults(faults)
     yield from good
 
 

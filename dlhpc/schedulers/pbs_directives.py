@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from dlhpc.errors import ErrorList, UserError
+from dlhpc.errors import UserError
 from dlhpc.schedulers.base import Header
+from dlhpc.schedulers.directives import MEBIBYTE, clock, compressed, gather, raise_faults
 from dlhpc.schedulers.pbs_extra import extra_directives
 
-_MEGABYTE = 2**20
 _LONGEST = 4000
 """qsub reads lines into 4 KiB."""
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:@-]*")
@@ -29,22 +29,17 @@ def directives(header: Header, dialect: str) -> list[str]:
     The early warning before the walltime is not among them: PBS has no such signal, the trainer keeps its own deadline.
     Raises :class:`UserError`, or an ``ErrorList`` of them, for what cannot be said.
     """
-    faults: list[UserError] = []
-    lines: list[str] = []
-    for part in (_about, _place, _people, _tasks, extra_directives):
-        try:
-            lines += [f"#PBS {line}" if not line.startswith("#") else line for line in part(header, dialect)]
-        except UserError as error:
-            faults += error.errors if isinstance(error, ErrorList) else [error]
-    faults += [
-        UserError(f"a directive for PBS is too long: {line[:60]}…", remedy="Use a folder of runs with a shorter path.")
-        for line in lines
-        if len(line) > _LONGEST
-    ]
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        raise ErrorList(faults)
+    parts = gather(*(part(header, dialect) for part in (_about, _place, _people, _tasks, extra_directives)))
+    lines = [line if line.startswith("#") else f"#PBS {line}" for line in parts]
+    raise_faults(
+        [
+            UserError(
+                f"a directive for PBS is too long: {line[:60]}…", remedy="Use a folder of runs with a shorter path."
+            )
+            for line in lines
+            if len(line) > _LONGEST
+        ]
+    )
     return lines
 
 
@@ -52,11 +47,6 @@ def job_name(text: str, dialect: str) -> str:
     """``text`` as a name that PBS takes: letters, digits and ``-_+.``, at most 230; Torque's begin with a letter."""
     name = re.sub(r"[^A-Za-z0-9_+.-]", "_", text)[:230] or "dlhpc"
     return name if dialect != "torque" or name[0].isalpha() else f"j{name}"[:230]
-
-
-def clock(seconds: int) -> str:
-    """``HH:MM:SS``; hours may exceed 24, since PBS knows no days."""
-    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 def _checked(text: str, what: str) -> str:
@@ -96,7 +86,7 @@ def _place(header: Header, dialect: str) -> Iterator[str]:
     yield f"-l walltime={clock(max(1, header.walltime_seconds))}"
     cores = header.ranks_per_node * header.cores_per_rank
     gpu = _checked(header.gpu_resource or ("gpus" if dialect == "torque" else "ngpus"), "the GPU resource")
-    megabytes = None if header.memory_bytes is None else max(1, header.memory_bytes // _MEGABYTE)
+    megabytes = None if header.memory_bytes is None else max(1, header.memory_bytes // MEBIBYTE)
     if dialect == "select":
         chunk = f"ncpus={cores}:mpiprocs={header.ranks_per_node}:ompthreads={header.cores_per_rank}"
         if header.gpus_per_node:
@@ -178,13 +168,7 @@ def _tasks(header: Header, dialect: str) -> Iterator[str]:
 def indices(array: tuple[int, ...], dialect: str) -> str:
     """``0-9`` or ``0-8:2``; Torque has no steps, but lists: ``0-3,7``."""
     if dialect == "torque":
-        ranges: list[list[int]] = []
-        for index in array:
-            if ranges and index == ranges[-1][1] + 1:
-                ranges[-1][1] = index
-            else:
-                ranges.append([index, index])
-        return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+        return compressed(array)
     if len(array) < 2:
         raise UserError("an array of PBS has at least two tasks", remedy="Submit the one as a job of its own.")
     step = array[1] - array[0]

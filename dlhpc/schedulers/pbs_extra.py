@@ -10,8 +10,9 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from dlhpc.errors import ErrorList, UserError
+from dlhpc.errors import UserError
 from dlhpc.schedulers.base import Header
+from dlhpc.schedulers.directives import raise_faults
 
 _WITH_VALUE = {"pbs": frozenset("aAcCeJjklmMNopPqrRSuvW"), "torque": frozenset("aAbcCdDeFjklLmMNopPqrStTuvwW")}
 _WITHOUT = {"pbs": frozenset("fhIVXzG"), "torque": frozenset("fhIVxXzn")}
@@ -59,7 +60,7 @@ _VARIABLES = re.compile(r"[A-Za-z_]\w*(=[\w./:+@%-]*)?(,[A-Za-z_]\w*(=[\w./:+@%-
 
 
 def extra_directives(header: Header, dialect: str) -> Iterator[str]:
-    """The header's extra directives, without ``#PBS``. Raises ``ErrorList`` if any of them cannot be used."""
+    """The header's extra directives, without ``#PBS``. Raises what :func:`raise_faults` does."""
     faults: list[UserError] = []
     good: list[str] = []
     seen = {header.gpu_resource} if header.gpu_resource else set()
@@ -70,8 +71,7 @@ def extra_directives(header: Header, dialect: str) -> Iterator[str]:
             good.append(text.strip())
         except UserError as error:
             faults.append(error)
-    if faults:
-        raise ErrorList(faults)
+    raise_faults(faults)
     yield from good
 
 

@@ -25,7 +25,8 @@ from dlhpc.schedulers.base import (
     JobStatus,
     StartEstimate,
 )
-from dlhpc.schedulers.slurm_directives import compressed, directives
+from dlhpc.schedulers.directives import compressed
+from dlhpc.schedulers.slurm_directives import directives
 from dlhpc.schedulers.slurm_parse import (
     SEPARATOR,
     JobId,
@@ -222,7 +223,7 @@ def _portions(job_ids: Iterable[JobId]) -> Iterator[tuple[str | None, list[str]]
         elif len(tasks) == 1:
             words.setdefault(cluster, []).append(f"{job}_{min(tasks)}")
         else:
-            words.setdefault(cluster, []).append(f"{job}_[{compressed(sorted(tasks), steps=False)}]")
+            words.setdefault(cluster, []).append(f"{job}_[{compressed(sorted(tasks))}]")
     for cluster, all_words in words.items():
         for first in range(0, len(all_words), 500):
             yield cluster, all_words[first : first + 500]

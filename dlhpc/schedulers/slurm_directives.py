@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dlhpc.errors import ErrorList, UserError
+from dlhpc.errors import UserError
 from dlhpc.schedulers.base import Header
+from dlhpc.schedulers.directives import MEBIBYTE, compressed, raise_faults
 
 _LONGEST_ARRAY = 4096
 """Characters; slurmctld refuses a longer list of tasks."""
@@ -60,7 +61,7 @@ def directives(header: Header) -> list[str]:
         words.append(f"--gres={resource}:{header.gpus_per_node}")
     if header.memory_bytes is not None:
         # Rounded down: a node whose whole memory is asked for has not a fraction of a MiB more.
-        words.append(f"--mem={max(1, header.memory_bytes // 2**20)}M")
+        words.append(f"--mem={max(1, header.memory_bytes // MEBIBYTE)}M")
     words.append(f"--time={time_limit(header.walltime_seconds)}")
     if header.warning_seconds > 0:
         words.append(f"--signal=B:USR2@{_signal_seconds(header)}")
@@ -81,9 +82,7 @@ def directives(header: Header) -> list[str]:
         words.append(f"--array={array_value(header.array, header.array_running)}")
     # A job whose node fails goes back into the queue; one that can never start does not wait for ever.
     words += ["--requeue", "--kill-on-invalid-dep=yes"]
-    errors = [error for extra in header.extra if (error := _refusal(extra)) is not None]
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorList(errors)
+    raise_faults([error for extra in header.extra if (error := _refusal(extra)) is not None])
     return [f"#SBATCH {word}" for word in (*words, *(extra.strip() for extra in header.extra))]
 
 
@@ -95,29 +94,9 @@ def time_limit(seconds: int) -> str:
     return f"{f'{days}-' if days else ''}{hours:02d}:{minutes:02d}:{rest:02d}"
 
 
-def compressed(indices: Sequence[int], *, steps: bool = True) -> str:
-    """Rising numbers as Slurm writes them: ``0-9``, ``0-8:2``, ``1,5,10-12``; ids of tasks know no steps."""
-    parts = []
-    at = 0
-    while at < len(indices):
-        end = at + 1
-        step = indices[end] - indices[at] if end < len(indices) else 1
-        while end < len(indices) and indices[end] - indices[end - 1] == step:
-            end += 1
-        if step == 1 and end - at > 1:
-            parts.append(f"{indices[at]}-{indices[end - 1]}")
-        elif steps and end - at > 2:
-            parts.append(f"{indices[at]}-{indices[end - 1]}:{step}")
-        else:
-            parts.append(str(indices[at]))
-            end = at + 1
-        at = end
-    return ",".join(parts)
-
-
 def array_value(indices: Sequence[int], running: int | None) -> str:
     """The value of ``--array``."""
-    value = compressed(indices) + (f"%{running}" if running is not None else "")
+    value = compressed(indices, steps=True) + (f"%{running}" if running is not None else "")
     if len(value) >= _LONGEST_ARRAY:
         raise UserError(
             f"Slurm takes no array whose task numbers need {len(value)} characters",

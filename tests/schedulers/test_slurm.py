@@ -16,8 +16,9 @@ from dlhpc.errors import CommandError, ErrorList, StorageError, UserError
 from dlhpc.process import CommandFailed, CommandMissing, CommandTimeout
 from dlhpc.schedulers import slurm
 from dlhpc.schedulers.base import Dependency, Header, JobCancelled, JobRequest, JobState, JobStatus, get_scheduler
+from dlhpc.schedulers.directives import compressed
 from dlhpc.schedulers.slurm import SlurmScheduler, asking_environment, submitting_environment
-from dlhpc.schedulers.slurm_directives import compressed, directives, time_limit
+from dlhpc.schedulers.slurm_directives import directives, time_limit
 from dlhpc.schedulers.slurm_parse import (
     STATES,
     Table,
@@ -146,7 +147,7 @@ def test_memory_is_never_rounded_up_beyond_what_a_node_has() -> None:
     ],
 )
 def test_task_numbers_are_written_shortly(indices: tuple[int, ...], text: str) -> None:
-    assert compressed(indices) == text
+    assert compressed(indices, steps=True) == text
 
 
 @given(st.sets(st.integers(0, 5000), min_size=1, max_size=200), st.booleans())
