@@ -61,6 +61,7 @@ def ask(
             timeout=timeout,
             check=False,
             env=environment,
+            close_fds=False,  # a lock that was made inheritable stays taken while the program lives, even without us
         )
     except FileNotFoundError as error:
         raise CommandMissing(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from dlhpc.jobs.plan import Planned
 
 
+_PATIENCE_S = 10.0
+"""For somebody who only looks, while a submission is on its way."""
+
+
 def create(planned: Planned, runs: Path) -> RunDirectory:
     """Make the run directory with all that was decided; nothing is submitted yet."""
     from dlhpc.jobs.render import render
@@ -45,16 +50,35 @@ def create(planned: Planned, runs: Path) -> RunDirectory:
 
 
 @contextlib.contextmanager
-def submission_lock(run: RunDirectory) -> Iterator[None]:
-    """One submission of a run at a time, among all processes and nodes that share the storage."""
+def submission_lock(run: RunDirectory, *, patience: float | None = None) -> Iterator[None]:
+    """One submission of a run at a time, among all processes and nodes that share the storage.
+
+    The scheduler's command inherits the lock: should we be killed while it is on its way to the scheduler, nobody looks
+    for its job before it has ended. With ``patience`` (seconds) waiting ends in a :class:`StorageError`.
+    """
     with storage_errors(run.submission_lock, "lock"):
         descriptor = os.open(run.submission_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with storage_errors(run.submission_lock, "lock"):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, patience)
+            os.set_inheritable(descriptor, True)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, patience: float | None) -> None:
+    if patience is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return None
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def submit_attempt(run: RunDirectory, attempt: int, *, unless_cancelled: bool = False) -> str | None:
@@ -147,7 +171,7 @@ def settle(run: RunDirectory) -> None:
     """
     try:
         plan = read_plan(run.plan)
-        with submission_lock(run):
+        with submission_lock(run, patience=_PATIENCE_S):
             known = progress(read_journal(run)[0])
             if known.open_submission is None:
                 return

@@ -327,7 +327,8 @@ def member_rows(
 def sweep_lock(sweep: SweepDirectory, *, wait: bool = True) -> Iterator[bool]:
     """Submitting members is for one process at a time, on all nodes that share the storage.
 
-    Gives whether the lock was had: with ``wait=False`` it may be somebody else's.
+    Gives whether the lock was had: with ``wait=False`` it may be somebody else's. The scheduler's command inherits
+    it, as that of a single run's submission does.
     """
     with storage_errors(sweep.lock, "lock"):
         descriptor = os.open(sweep.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -336,6 +337,7 @@ def sweep_lock(sweep: SweepDirectory, *, wait: bool = True) -> Iterator[bool]:
         with storage_errors(sweep.lock, "lock"):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                os.set_inheritable(descriptor, True)
             except BlockingIOError:
                 had = False
         yield had

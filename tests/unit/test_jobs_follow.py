@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
-from dlhpc.errors import AttemptExit, CommandError, UserError
+from dlhpc.errors import AttemptExit, CommandError, StorageError, UserError
 from dlhpc.jobs import follow, submit
 from dlhpc.jobs.conclude import next_step
 from dlhpc.process import CommandTimeout
@@ -316,3 +319,24 @@ def test_a_run_of_somebody_else_is_not_taken_for_failed(
             refused(run)
     assert not follow.look_after(run, now)
     assert events(run) == ["created", "submitting", "submitted"]
+
+
+def test_nobody_looks_for_a_job_while_its_submission_is_still_on_its_way(run: RunDirectory) -> None:
+    code = (
+        "import sys; from pathlib import Path; from dlhpc.jobs.submit import submission_lock\n"
+        "from dlhpc.process import ask; from dlhpc.runs.directory import RunDirectory\n"
+        "with submission_lock(RunDirectory(Path(sys.argv[1]))):\n"
+        "    ask(['sh', '-c', 'echo $$ > \"$0\"; sleep 60', sys.argv[2]], timeout=100)\n"
+    )
+    on_its_way = run.path / "pid"
+    with subprocess.Popen([sys.executable, "-c", code, str(run.path), str(on_its_way)]) as submitter:
+        while not (on_its_way.exists() and on_its_way.read_text().strip()):
+            time.sleep(0.02)
+        submitter.kill()  # dlhpc is killed; what it called lives on
+    with pytest.raises(StorageError), submit.submission_lock(run, patience=0.1):
+        pass
+    child = psutil.Process(int(on_its_way.read_text()))
+    for process in (*child.children(), child):
+        process.kill()
+    with submit.submission_lock(run, patience=20):
+        pass
