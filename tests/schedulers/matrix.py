@@ -575,7 +575,13 @@ class LoadLevelerCentre(DoubleCentre):
         return str(record["data"]["job_name"])
 
     def show(self, job: str) -> str:
-        return self._answer("llq", "-l", job)
+        chunks = self.double.jobs()[self.own_id(job)]["chunks"]
+        asked = [
+            f"cpus={[chunk['ncpus'] for chunk in chunks]}",
+            f"gpus={[chunk['ngpus'] for chunk in chunks]}",
+            f"MiB={[chunk['mem'] // 2**20 for chunk in chunks]}",
+        ]
+        return "\n".join([self._answer("llq", "-l", job), *asked])  # llq tells nothing of resources
 
 
 class LoadLevelerDashCentre(LoadLevelerCentre):
