@@ -9,11 +9,11 @@ repeated.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dlhpc.errors import UserError
 from dlhpc.schedulers.base import Header
-from dlhpc.schedulers.directives import MEBIBYTE, clock, compressed, gather, raise_faults
+from dlhpc.schedulers.directives import MEBIBYTE, clock, compressed, gather
 from dlhpc.schedulers.pbs_extra import extra_directives
 
 _LONGEST = 4000
@@ -29,18 +29,17 @@ def directives(header: Header, dialect: str) -> list[str]:
     The early warning before the walltime is not among them: PBS has no such signal, the trainer keeps its own deadline.
     Raises :class:`UserError`, or an ``ErrorList`` of them, for what cannot be said.
     """
-    parts = gather(*(part(header, dialect) for part in (_about, _place, _people, _tasks, extra_directives)))
-    lines = [line if line.startswith("#") else f"#PBS {line}" for line in parts]
-    raise_faults(
-        [
-            UserError(
+    return gather(*(_lines(part(header, dialect)) for part in (_about, _place, _people, _tasks, extra_directives)))
+
+
+def _lines(words: Iterable[str]) -> Iterator[str]:
+    """With ``#PBS`` before each; a comment is left as it is."""
+    for line in (word if word.startswith("#") else f"#PBS {word}" for word in words):
+        if len(line) > _LONGEST:
+            raise UserError(
                 f"a directive for PBS is too long: {line[:60]}…", remedy="Use a folder of runs with a shorter path."
             )
-            for line in lines
-            if len(line) > _LONGEST
-        ]
-    )
-    return lines
+        yield line
 
 
 def job_name(text: str, dialect: str) -> str:
