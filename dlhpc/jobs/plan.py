@@ -22,6 +22,7 @@ from dlhpc.jobs.estimate import estimate, needed_walltime, save_margin, work_of
 from dlhpc.jobs.experience import Experience
 from dlhpc.jobs.header import header_of
 from dlhpc.jobs.launch import decide_launch
+from dlhpc.jobs.render import comment
 from dlhpc.runs.directory import placeholder_run
 from dlhpc.runs.find import find_run
 from dlhpc.runs.plan import DatasetSummary, Plan
@@ -253,7 +254,26 @@ def _check_with_scheduler(plan: Plan, runs: Path, name: str) -> None:
             f"the site `{plan.site}` lets no job submit another one, and `{plan.scheduler}` knows no dependencies",
             remedy="Set compute_may_submit to true in the profile.",
         )
+    _refuse_line_ends(plan, runs)
     scheduler.directives(header_of(plan, placeholder_run(runs, name)))
+
+
+def _refuse_line_ends(plan: Plan, runs: Path) -> None:
+    """Quoting keeps a value from the shell, but a batch system reads lines, and one could look like a directive."""
+    values = (
+        ("the folder of runs", [str(runs)]),
+        ("the environment's prefix", [plan.environment_prefix, plan.python]),
+        ("the launcher's command", plan.launch),
+        ("a variable of the environment or launcher", list(plan.exports.values())),
+        ("paths.module_init", [plan.module_init or ""]),
+    )
+    for what, words in values:
+        for word in words:
+            if comment(word) != word:
+                raise UserError(
+                    f"{what} holds a line end or another control character: {word!r}",
+                    remedy="A job script cannot hold it; choose another name.",
+                )
 
 
 def _walltime(spec: Spec, queue: Queue) -> int:
