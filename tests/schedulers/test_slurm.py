@@ -17,9 +17,11 @@ from dlhpc.process import CommandFailed, CommandMissing, CommandTimeout
 from dlhpc.schedulers import slurm
 from dlhpc.schedulers.base import Dependency, Header, JobCancelled, JobRequest, JobState, JobStatus, get_scheduler
 from dlhpc.schedulers.directives import compressed
-from dlhpc.schedulers.slurm import SlurmScheduler, asking_environment, submitting_environment
+from dlhpc.schedulers.slurm import SlurmScheduler
+from dlhpc.schedulers.slurm_commands import asking_environment, submitting_environment
 from dlhpc.schedulers.slurm_directives import directives, time_limit
 from dlhpc.schedulers.slurm_parse import (
+    SEPARATOR,
     STATES,
     Table,
     exit_code_of,
@@ -56,7 +58,7 @@ def words(**changes: object) -> list[str]:
 
 
 def line(*fields: str) -> str:
-    return slurm.SEPARATOR.join(fields) + "\n"
+    return SEPARATOR.join(fields) + "\n"
 
 
 def look(queue: str, job_id: str) -> tuple[JobState, str | None] | None:
@@ -436,7 +438,7 @@ FIELD = st.one_of(
 )
 
 
-@given(st.lists(st.lists(FIELD, min_size=1, max_size=6).map(slurm.SEPARATOR.join), max_size=6).map("\n".join), FIELD)
+@given(st.lists(st.lists(FIELD, min_size=1, max_size=6).map(SEPARATOR.join), max_size=6).map("\n".join), FIELD)
 def test_whatever_the_commands_print_is_no_reason_to_fall_over(out: str, word: str) -> None:
     table = Table()
     table.add(parse_queue(out))
@@ -534,7 +536,7 @@ def test_options_that_sbatch_does_not_know_were_not_submitted(programs: Programs
 def test_only_a_job_that_somebody_cancelled_is_not_requeued(
     programs: Programs, state: str, reason: str, end: str, cancelled: bool
 ) -> None:
-    programs.add("squeue", f"printf '%s\\n' '{slurm.SEPARATOR.join((state, reason, '1000', end))}'")
+    programs.add("squeue", f"printf '%s\\n' '{SEPARATOR.join((state, reason, '1000', end))}'")
     programs.add("scontrol", "exit 0")
     with pytest.raises(JobCancelled, match="7_1 was cancelled") if cancelled else contextlib.nullcontext():
         SlurmScheduler().requeue("7_1")
