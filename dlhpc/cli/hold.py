@@ -28,7 +28,8 @@ def hold(names: tuple[str, ...], runs: str | None, site: str | None) -> None:
         else:
             number = hold_sweep(entry)
             click.echo(
-                f"{entry.name}: {number} waiting jobs are held and no further member is submitted; "
+                f"{entry.name}: {number} waiting job{' is' if number == 1 else 's are'} held and no further member is "
+                "submitted; "
                 f"let it go with `dlhpc release {entry.name}`"
             )
 

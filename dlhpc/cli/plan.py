@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from dlhpc.sites.models import Site
 
 
-def _make(spec: Path, runs: str | None, site: str | None, settings: tuple[str, ...]) -> Planned:
-    from dlhpc.jobs.plan import make_plan
-
-    return make_plan(spec, runs=the_folder(runs, site), site=site, settings=settings)
-
-
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @runs_option
@@ -247,11 +241,13 @@ def render(
     Example:
       dlhpc render photos.yaml --site local
     """
+    from dlhpc.jobs.plan import make_plan
     from dlhpc.jobs.render import render as render_script
     from dlhpc.runs.directory import placeholder_run
 
-    if (sweep := planned_sweep(spec, the_folder(runs, site), site, settings, axes, cap)) is not None:
+    folder = the_folder(runs, site)
+    if (sweep := planned_sweep(spec, folder, site, settings, axes, cap)) is not None:
         click.echo(first_script(sweep), nl=False)
         return
-    planned = _make(spec, runs, site, settings)
-    click.echo(render_script(planned.plan, placeholder_run(the_folder(runs, site), planned.spec.name)), nl=False)
+    planned = make_plan(spec, runs=folder, site=site, settings=settings)
+    click.echo(render_script(planned.plan, placeholder_run(folder, planned.spec.name)), nl=False)

@@ -83,7 +83,13 @@ def _queue(site: Site, machine: Machine, number: int, queue: Queue) -> Iterator[
                 key=(*key, "max_jobs"),
             )
         else:
-            yield ok(f"{subject}: jobs of a user", str(queue.max_jobs), profile=queue.max_jobs, live=live.max_jobs)
+            yield ok(
+                f"{subject}: jobs of a user",
+                str(queue.max_jobs),
+                profile=queue.max_jobs,
+                live=live.max_jobs,
+                key=(*key, "max_jobs"),
+            )
 
 
 def _walltime(subject: str, key: Location, queue: Queue, live: LiveQueue) -> Iterator[Finding]:

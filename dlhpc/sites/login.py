@@ -89,7 +89,7 @@ def environment_arguments(site: Site, environment: str, script: Path | None = No
 
 
 def launcher_of(site: Site) -> str:
-    """The program that starts the ranks; `` `` for Horovod's own launcher."""
+    """The program that starts the ranks; empty for Horovod's own launcher, which comes with the environment."""
     if site.launcher.command is not None:
         return site.launcher.command
     return {"auto": "mpirun", "gloo": ""}.get(site.launcher.kind, site.launcher.kind)

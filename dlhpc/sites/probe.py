@@ -39,7 +39,6 @@ class LiveNode:
 
     name: str
     cores: int | None = None
-    threads_per_core: int = 1
     memory_bytes: int | None = None
     gpus: int = 0
     resources: Mapping[str, int] = field(default_factory=dict)

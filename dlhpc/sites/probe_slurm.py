@@ -60,7 +60,6 @@ def parse_nodes(text: str) -> tuple[LiveNode, ...]:
             LiveNode(
                 row["NodeName"],
                 cores=whole(row.get("CPUEfctv")) or whole(row.get("CPUTot")),
-                threads_per_core=whole(row.get("ThreadsPerCore")) or 1,
                 memory_bytes=None if megabytes is None else megabytes * 2**20,
                 gpus=resources.get("gpu", 0),
                 resources=resources,

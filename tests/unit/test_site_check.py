@@ -171,7 +171,7 @@ def test_slurm_tells_its_partitions() -> None:
 
 def test_slurm_tells_its_nodes() -> None:
     gpu1, gpu2, gpu3, cpu1 = probe_slurm.parse_nodes(SLURM_NODES)
-    assert (gpu1.cores, gpu1.threads_per_core, gpu1.memory_bytes, gpu1.gpus) == (16, 2, 64000 * 2**20, 4)
+    assert (gpu1.cores, gpu1.memory_bytes, gpu1.gpus) == (16, 64000 * 2**20, 4)
     assert gpu1.resources == {"gpu": 4, "gpu:a100": 4, "shard": 8}
     assert (gpu1.features, gpu1.queues, gpu1.up) == (("a100", "ib"), ("gpu", "long"), False)
     assert (gpu2.features, gpu2.up) == ((), True)
