@@ -238,8 +238,8 @@ def look_after(run: RunDirectory, now: RunStatus) -> bool:
                 queue_ahead(run, plan)
             return len(progress(read_journal(run)[0]).waiting) > len(known.waiting)
         return False
-    if now.state is not RunState.FAILED or not known.begun:
-        return False
+    if now.state is not RunState.FAILED or not known.begun or known.changed != now.changed:
+        return False  # or somebody was quicker: the next look sees it
     status_left = exit_status(run, known.begun)
     lost = f"attempt {known.begun} was cut off (its node failed, or it was killed)"
     go_on, reason = next_step(plan, entries, known.begun, status_left, lost)
@@ -289,7 +289,9 @@ def cancel(run: RunDirectory) -> RunStatus:
     """Cancel the run: no further attempt is submitted, and its jobs end with all their processes."""
     now = status(run)
     # A cancelled run is cancelled again: the scheduler may not have answered the first time, and the job still run.
-    if now.state.is_over and not (now.state is RunState.CANCELLED and now.job_id is not None):
+    repeated = now.state is RunState.CANCELLED and now.job_id is not None
+    # A submission that was taken for lost may have arrived meanwhile.
+    if now.state.is_over and not repeated and not (now.state is RunState.NOT_SUBMITTED and _late_jobs(run)):
         return now
     _refuse_foreign(run, "cancel")
     if now.state is RunState.UNKNOWN and now.job_id is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlhpc.runs.journal import Entry, Event
-from dlhpc.runs.state import RunState, progress
+from dlhpc.runs.state import progress
 
 _LAST_WORDS = {Event.FINISHED, Event.STOPPED, Event.FAILED, Event.CANCELLED}
 
@@ -59,7 +59,8 @@ def attempt_rows(entries: Sequence[Entry], provenance: Mapping[str, Any]) -> lis
     """Every attempt that has begun, in order, and the one that waits or could not be submitted, if there is one."""
     known = progress(entries)
     begun = {entry.attempt for entry in entries if entry.event in (Event.BEGUN, Event.STARTED)}
-    refused = known.begun + 1 if known.ended is RunState.NOT_SUBMITTED else None
+    submissions = [entry for entry in entries if entry.event in (Event.SUBMIT_FAILED, Event.SUBMITTED)]
+    refused = known.begun + 1 if submissions and submissions[-1].event == Event.SUBMIT_FAILED else None
     numbers = sorted({number for number in (*begun, known.attempt, refused) if number})
     records = _records(provenance)
     rows: list[AttemptRow] = []
