@@ -255,7 +255,18 @@ def _check_with_scheduler(plan: Plan, runs: Path, name: str) -> None:
             remedy="Set compute_may_submit to true in the profile.",
         )
     _refuse_line_ends(plan, runs)
+    if clash := sorted(_SCRIPT_VARIABLES & set(plan.exports)):
+        raise UserError(
+            f"the variable `{clash[0]}` of the launcher or environment is one that the job script itself uses",
+            remedy="Remove it from the profile; programs look for variables in capitals.",
+        )
     scheduler.directives(header_of(plan, placeholder_run(runs, name)))
+
+
+_SCRIPT_VARIABLES = {
+    "attempt", "begun", "child", "file", "hostfile", "python", "run", "signal", "status", "stopping",
+}  # fmt: skip
+"""Of jobtemplates/base.sh.j2."""
 
 
 def _refuse_line_ends(plan: Plan, runs: Path) -> None:

@@ -266,3 +266,15 @@ def test_a_launcher_that_is_not_on_this_machine_is_said(monkeypatch: pytest.Monk
 def test_variables_of_the_launcher_come_last(tmp_path: Path) -> None:
     site = CLUSTER.model_copy(update={"launcher": Launcher(kind="srun", environment={"OMP_NUM_THREADS": "1"})})
     assert plan(tmp_path, site, job={"nodes": 2}).exports["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_variable_of_the_job_script_cannot_be_set_from_outside(tmp_path: Path) -> None:
+    site = changed(SITE, launcher=Launcher(kind="mpirun", environment={"status": "0"}))
+    with pytest.raises(UserError, match="the variable `status` of the launcher or environment"):
+        plan(tmp_path, site)
+
+
+def test_a_value_with_a_line_end_never_reaches_a_script(tmp_path: Path) -> None:
+    site = changed(SITE, launcher=Launcher(kind="mpirun", environment={"GREETING": "a\n# @ queue"}))
+    with pytest.raises(UserError, match="holds a line end"):
+        plan(tmp_path, site)
