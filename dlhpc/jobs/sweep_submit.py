@@ -13,7 +13,7 @@ from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import replace_text
 from dlhpc.jobs.header import header_of
 from dlhpc.jobs.prerequisites import look_at
-from dlhpc.jobs.render import _environment, comment
+from dlhpc.jobs.render import job_templates, refuse_control
 from dlhpc.jobs.submit import settle
 from dlhpc.process import CommandTimeout
 from dlhpc.runs.directory import RunDirectory
@@ -47,12 +47,10 @@ def array_script(plan: Plan, sweep: SweepDirectory, record: SweepRecord, members
     """The job script of an array whose task n is the n-th of ``members``."""
     header = array_header(plan, sweep, record, len(members))
     directives = get_scheduler(record.scheduler, record.dialect).directives(header)
-    for line in directives:
-        if comment(line) != line:  # as for a single job, the last gate
-            raise UserError("a directive of the job script would hold a control character", where=repr(line))
+    refuse_control(directives)
     follow_each_other = members[-1] - members[0] == len(members) - 1
     return (
-        _environment((resources.folder("jobtemplates"),))
+        job_templates((resources.folder("jobtemplates"),))
         .get_template("array.sh.j2")
         .render(
             plan=plan,
