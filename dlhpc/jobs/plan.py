@@ -134,11 +134,6 @@ def decide(
         )
     ranks = job.nodes * job.ranks_per_node
     environment, prefix, python, record = _environment(spec, site)
-    if site.scheduler == "local" and not os.access(python, os.X_OK):  # compute nodes may see what this one does not
-        raise UserError(
-            f"the environment `{environment}` of the site `{site.name}` is not there: {python} cannot be run",
-            remedy=f"Build it with `dlhpc env build RECIPE --prefix {prefix}`, or correct its prefix in the profile.",
-        )
     of_environment = record.environment if record is not None else {}
     exports = {**_base_exports(cores_per_rank), **of_environment, **site.launcher.environment}
     launch = decide_launch(
@@ -151,6 +146,11 @@ def decide(
         exports=exports,
         warnings=warnings,
     )
+    if site.scheduler == "local" and not os.access(python, os.X_OK):  # compute nodes may see what this one does not
+        raise UserError(
+            f"the environment `{environment}` of the site `{site.name}` is not there: {python} cannot be run",
+            remedy=f"Build it with `dlhpc env build RECIPE --prefix {prefix}`, or correct its prefix in the profile.",
+        )
     exports = {**exports, **launch.environment, **site.launcher.environment}
 
     summary = DatasetSummary(
