@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dlhpc.errors import AttemptExit, DlhpcError, UserError
 from dlhpc.files import storage_errors
-from dlhpc.jobs.conclude import exit_status, next_step, record_failure
+from dlhpc.jobs.conclude import after_the_loss, exit_status, record_failure
 from dlhpc.jobs.prerequisites import look_at
 from dlhpc.jobs.submit import submit_attempt
 from dlhpc.runs.directory import RunDirectory
@@ -56,11 +56,7 @@ def _may_begin(run: RunDirectory, plan: Plan, job_id: str) -> bool:
             _say(message)
             return False
         # The attempt before has left no last word: its node went down, or something killed it.
-        lost = f"attempt {known.begun} was cut off (its node failed, or it was killed)"
-        status = exit_status(run, known.begun)
-        go_on, reason = next_step(plan, entries, known.begun, status, lost)
-        if reason is not None:
-            record_failure(run, known.begun, status, reason, retried=go_on)
+        go_on, reason = after_the_loss(run, plan, entries, known.begun)
         if not go_on:
             _say(reason or f"{run.name} is over already")
             return False

@@ -167,6 +167,16 @@ def remove_superfluous(run: RunDirectory, plan: Plan, ahead: tuple[str, ...]) ->
         record(run, Event.JOB_OVER, job_ids=list(ahead))
 
 
+def after_the_loss(run: RunDirectory, plan: Plan, entries: list[Entry], attempt: int) -> tuple[bool, str | None]:
+    """As :func:`next_step`, for an attempt whose script left no last word; a failure is put on record."""
+    status = exit_status(run, attempt)
+    lost = f"attempt {attempt} was cut off (its node failed, or it was killed)"
+    go_on, reason = next_step(plan, entries, attempt, status, lost)
+    if reason is not None and progress(entries).reason != reason:
+        record_failure(run, attempt, status, reason, retried=go_on)
+    return go_on, reason
+
+
 def exit_status(run: RunDirectory, attempt: int) -> int | None:
     """What the attempt's script left; None if it was killed before it could."""
     with contextlib.suppress(OSError, ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import storage_errors
-from dlhpc.jobs.conclude import exit_status, next_step, record_failure, remove_superfluous
+from dlhpc.jobs.conclude import after_the_loss, remove_superfluous
 from dlhpc.jobs.header import tag_of
 from dlhpc.jobs.submit import queue_ahead, submission_lock, submit_attempt
 from dlhpc.jobs.sweep_submit import settle_each
@@ -240,11 +240,7 @@ def look_after(run: RunDirectory, now: RunStatus) -> bool:
         return False
     if now.state is not RunState.FAILED or not known.begun or known.changed != now.changed:
         return False  # or somebody was quicker: the next look sees it
-    status_left = exit_status(run, known.begun)
-    lost = f"attempt {known.begun} was cut off (its node failed, or it was killed)"
-    go_on, reason = next_step(plan, entries, known.begun, status_left, lost)
-    if reason is not None and known.reason != reason:
-        record_failure(run, known.begun, status_left, reason, retried=go_on)
+    go_on, _ = after_the_loss(run, plan, entries, known.begun)
     if go_on:
         _bury(run, plan, known)
         submit_attempt(run, known.begun + 1, unless_cancelled=True)
