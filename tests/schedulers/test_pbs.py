@@ -17,19 +17,8 @@ from dlhpc.schedulers.pbs_directives import directives, indices, job_name
 from dlhpc.schedulers.pbs_parse import (
     parse_submission,
 )
+from tests.schedulers.pbs_headers import HEADER
 
-HEADER = Header(
-    name="faces",
-    output=Path("/home/you/runs/faces/logs/job.out"),
-    queue="gpu",
-    nodes=2,
-    ranks_per_node=4,
-    cores_per_rank=2,
-    gpus_per_node=4,
-    memory_bytes=64 * 2**30,
-    walltime_seconds=5400,
-    warning_seconds=120,
-)
 REQUEST = JobRequest("faces-0123456789abcdef-1", Path("/runs/faces/job.sh"), HEADER)
 PLAIN = replace(HEADER, gpus_per_node=0)
 

@@ -11,22 +11,11 @@ import pytest
 
 from dlhpc.errors import CommandError, UserError
 from dlhpc.process import CommandFailed, CommandTimeout
-from dlhpc.schedulers.base import Dependency, Header, JobRequest, JobState, JobStatus, get_scheduler
+from dlhpc.schedulers.base import Dependency, JobRequest, JobState, JobStatus, get_scheduler
 from tests.doubles import Double, PbsDouble, TorqueDouble
+from tests.schedulers.pbs_headers import HEADER
 
 PATIENCE_S = 30.0
-HEADER = Header(
-    name="faces",
-    output=Path("/home/you/runs/faces/logs/job.out"),
-    queue="gpu",
-    nodes=2,
-    ranks_per_node=4,
-    cores_per_rank=2,
-    gpus_per_node=4,
-    memory_bytes=64 * 2**30,
-    walltime_seconds=5400,
-    warning_seconds=120,
-)
 
 
 class Desk:
