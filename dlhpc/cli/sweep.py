@@ -129,11 +129,14 @@ def as_value(sweep: SweepDirectory, now: SweepStatus) -> dict[str, Any]:
 
 
 def best_phrase(now: SweepStatus) -> str:
-    """`; best so far NAME with 93.1% after 12 epochs`, or nothing."""
+    """`; best so far NAME with val accuracy 93.1 % after 12 epochs`, or nothing."""
     if now.best is None:
         return ""
+    from dlhpc.runs.measures import measure_in_words
+
     so_far = "" if now.is_over else " so far"
-    return f"; best{so_far} {now.best.run} with {now.best.accuracy:.1%} after {now.best.epoch:g} epochs"
+    told = measure_in_words(now.best.measure, now.best.value)
+    return f"; best{so_far} {now.best.run} with {told} after {now.best.epoch:g} epochs"
 
 
 def _wait_for(sweep: SweepDirectory, *, quiet: bool) -> SweepStatus:

@@ -16,38 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlhpc.data.packed import Packed, Pictures
+from dlhpc.data.samples import Batch, Indices, Step, Targets, take_targets
 from dlhpc.data.splits import SplitName
 
 if TYPE_CHECKING:
     from dlhpc.spec.models import Augment
 
-Indices = NDArray[np.int64]
 Made = TypeVar("Made")
 _ORDER, _AUGMENT = 0, 1  # what random bits are for: each purpose has its own stream
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some pictures of one rank; may be empty. ``pictures`` is a reused buffer: see who made the batch."""
-
-    pictures: Pictures
-    """n×C×h×w after the crop."""
-    labels: NDArray[np.int64]
-    """n class numbers."""
-    indices: Indices
-    """n positions within the split."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step: this rank's portions of a global batch."""
-
-    index: int
-    """Within the epoch, from 0."""
-    global_count: int
-    """Pictures of this step over all ranks and portions: what the sum of losses is divided by."""
-    portions: list[Batch]
-    """``accumulate`` batches; any may be empty, on some ranks all."""
 
 
 def steps_per_epoch(count: int, global_batch: int) -> int:
@@ -83,7 +59,7 @@ class TrainingBatches:
         self._seed, self._rank, self._ranks = seed, rank, ranks
         self._steps, self._accumulate = steps, accumulate
         self._count = packed.count("train")
-        self._labels = packed.labels("train")
+        self._targets = packed.targets("train")
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Step]:
         """The steps of ``epoch`` (from 0), beginning with ``first_step`` when a run is resumed within it."""
@@ -97,7 +73,7 @@ class TrainingBatches:
 
         def step(index: int) -> Step:
             portions = [
-                _batch(packed, "train", portion, self._labels, windows, buffer)
+                _batch(packed, "train", portion, self._targets, windows, buffer)
                 for portion, buffer in zip(shares[index], buffers[index % 2])
             ]
             more = index < self._count % self._steps  # np.array_split gives the first batches one picture more
@@ -114,13 +90,13 @@ def evaluation_batches(
     A rank may get none. A batch may be used until the next one is asked for.
     """
     share = np.arange(rank, packed.count(split), ranks, dtype=np.int64)
-    labels = packed.labels(split)
+    targets = packed.targets(split)
     windows = _centre_windows(packed, augment)
     buffers = [_buffer(packed, min(batch_size, len(share)), windows.height, windows.width) for _ in range(2)]
 
     def batch(index: int) -> Batch:
         chosen = share[index * batch_size : (index + 1) * batch_size]
-        return _batch(packed, split, chosen, labels, windows, buffers[index % 2])
+        return _batch(packed, split, chosen, targets, windows, buffers[index % 2])
 
     return _ahead(batch, 0, -(-len(share) // batch_size))
 
@@ -140,7 +116,7 @@ class _Windows:
 
 
 def _window_size(packed: Packed, augment: Augment) -> tuple[int, int]:
-    return (packed.height, packed.width) if augment.crop is None else (augment.crop, augment.crop)
+    return augment.crop_size or (packed.height, packed.width)
 
 
 def _centre_windows(packed: Packed, augment: Augment) -> _Windows:
@@ -185,22 +161,22 @@ def _buffer(packed: Packed, count: int, height: int, width: int) -> Pictures:
 
 
 def _batch(
-    packed: Packed, split: SplitName, indices: Indices, labels: NDArray[np.int64], windows: _Windows, buffer: Pictures
+    packed: Packed, split: SplitName, indices: Indices, targets: Targets, windows: _Windows, buffer: Pictures
 ) -> Batch:
     pictures = buffer[: len(indices)]
     if windows.whole:
         packed.read(split, indices, pictures)
     else:
         whole = _buffer(packed, 1, packed.height, packed.width)  # one picture stays in the processor's cache
-        tops = np.broadcast_to(windows.top, len(labels))[indices].tolist()
-        lefts = np.broadcast_to(windows.left, len(labels))[indices].tolist()
-        upside_down = np.broadcast_to(windows.flip_vertical, len(labels))[indices].tolist()
-        mirrored = np.broadcast_to(windows.flip_horizontal, len(labels))[indices].tolist()
+        tops = np.broadcast_to(windows.top, len(targets))[indices].tolist()
+        lefts = np.broadcast_to(windows.left, len(targets))[indices].tolist()
+        upside_down = np.broadcast_to(windows.flip_vertical, len(targets))[indices].tolist()
+        mirrored = np.broadcast_to(windows.flip_horizontal, len(targets))[indices].tolist()
         for slot in range(len(indices)):
             packed.read(split, indices[slot : slot + 1], whole)
             target = pictures[slot][:, :: -1 if upside_down[slot] else 1, :: -1 if mirrored[slot] else 1]
             copy_window(whole[0], tops[slot], lefts[slot], target)
-    return Batch(pictures, labels[indices], indices)
+    return Batch(pictures, take_targets(targets, indices), indices)
 
 
 def copy_window(picture: Pictures, top: int, left: int, out: Pictures) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from dlhpc.data.samples import Targets
 from dlhpc.data.splits import SPLITS, SplitName
 from dlhpc.errors import DataError, StorageError
 from dlhpc.files import read_json, storage_errors
@@ -131,6 +132,10 @@ class Packed:
     def labels(self, split: SplitName) -> NDArray[np.int64]:
         """Class number of each picture of ``split``."""
         return self._labels[slice(*self.index.ranges[split])]
+
+    def targets(self, split: SplitName) -> Targets:
+        """What is to be learnt of each sample of ``split``."""
+        return self.labels(split)
 
     def paths(self, split: SplitName) -> list[str]:
         """Where each picture of ``split`` came from (absolute)."""

@@ -11,16 +11,18 @@ from dlhpc.jobs.follow import RunStatus, statuses
 from dlhpc.runs.checkpoints import BEST
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import read_journal
+from dlhpc.runs.measures import better
 from dlhpc.runs.state import RunState, progress
 from dlhpc.runs.sweep import SweepDirectory, SweepProgress, index_of, read_progress
 
 
 @dataclass(frozen=True)
 class Best:
-    """The member with the highest validation accuracy so far."""
+    """The member with the best validation so far, by the measure that its spec names."""
 
     run: str
-    accuracy: float
+    measure: str
+    value: float
     epoch: float
 
 
@@ -127,9 +129,9 @@ def _best(sweep: SweepDirectory, members: Sequence[RunStatus]) -> Best | None:
             continue
         try:
             value = read_json(sweep.path / one.run / "checkpoints" / BEST)
-            found = Best(one.run, float(value["accuracy"]), float(value["epoch"]))
+            found = Best(one.run, str(value["measure"]), float(value["value"]), float(value["epoch"]))
         except (DlhpcError, KeyError, TypeError, ValueError):
             continue  # not measured yet
-        if best is None or found.accuracy > best.accuracy:
+        if best is None or (found.measure == best.measure and better(found.measure, found.value, best.value)):
             best = found
     return best

@@ -7,6 +7,7 @@ first: what has no manifest is no checkpoint. ``best.json`` names the best one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from dlhpc.errors import StorageError
 from dlhpc.files import read_json, storage_errors
 from dlhpc.runs.directory import RunDirectory
+from dlhpc.runs.measures import DEFAULT_BEST, rises
 
-FORMAT = 1
+FORMAT = 2
 BEST = "best.json"
 
 
@@ -42,8 +44,13 @@ class CheckpointRecord:
     step_in_epoch: int
     metrics: dict[str, float | None]
     """As measured at this very step: ``val_loss``, ``val_accuracy``, …; ``None`` was not finite, empty not measured."""
+    task: str
+    """``classification``, ``detection`` or ``regression``."""
     classes: list[str]
     network: str
+    settings: dict[str, Any]
+    """What else the network is built from: the sections ``network`` and ``detection`` of the spec, ``several_labels``
+    and ``targets``, the names of what is predicted."""
     input: dict[str, Any]
     """What the network sees: channels, height, width (after the crop), and how a picture becomes that: color, resize,
     picture_height, picture_width, dtype."""
@@ -85,7 +92,7 @@ def read_manifests(run: RunDirectory) -> tuple[list[CheckpointRecord], list[Path
 
 
 def best_checkpoint(run: RunDirectory) -> CheckpointRecord | None:
-    """The checkpoint that ``best.json`` names; if that cannot be read, the one with the best measured accuracy."""
+    """The checkpoint that ``best.json`` names; if that cannot be read, the best by its task's usual measure."""
     records = list_checkpoints(run)
     try:
         pointer = read_json(run.checkpoints / BEST)
@@ -95,13 +102,15 @@ def best_checkpoint(run: RunDirectory) -> CheckpointRecord | None:
     for record in records:
         if record.name == name:
             return record
-    measured = [record for record in records if record.metrics.get("val_accuracy") is not None]
-    return max(measured, key=_merit, default=None)
+    return min((record for record in records if record.metrics), key=_rank, default=None)
 
 
-def _merit(record: CheckpointRecord) -> tuple[float, float, int]:
-    accuracy, loss = record.metrics.get("val_accuracy"), record.metrics.get("val_loss")
-    return (accuracy or 0.0, -(loss if loss is not None else float("inf")), -record.step)
+def _rank(record: CheckpointRecord) -> tuple[float, float, int]:
+    """Sorts the best first; a number that is missing or not finite counts as the worst."""
+    measure = DEFAULT_BEST[record.task]
+    value, loss = record.metrics.get(measure), record.metrics.get("val_loss")
+    merit = math.inf if value is None else -value if rises(measure) else value
+    return (merit, math.inf if loss is None else loss, record.step)
 
 
 def _record(path: Path) -> CheckpointRecord:
@@ -115,8 +124,10 @@ def _record(path: Path) -> CheckpointRecord:
         step=int(value["step"]),
         step_in_epoch=int(value["step_in_epoch"]),
         metrics=dict(value["metrics"]),
+        task=str(value["task"]),
         classes=list(value["classes"]),
         network=str(value["network"]),
+        settings=dict(value["settings"]),
         input=dict(value["input"]),
         weights=_file(path.parent, value["weights"]),
         trainer=_file(path.parent, value["trainer"]),

@@ -1,208 +1,30 @@
 """The spec: everything a user can ask of a training, with its defaults.
 
 Field docstrings become the descriptions in the JSON schema and in messages about missing keys, so they are written for
-the person who edits the YAML.
+the person who edits the YAML. The parts are in ``data``, ``network``, ``training`` and ``sweep``.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dlhpc.spec.base import Duration, MemoryBytes, Model, OneOrMore, SchedulerWord
+from dlhpc.spec.data import Augment, Data, Folders, Kitti, Lists, Split, Table
+from dlhpc.spec.network import DETECTORS, SMALLEST_INPUT, Detection, Network, NetworkName
 from dlhpc.spec.sweep import Sweep
+from dlhpc.spec.training import Distributed, EarlyStopping, LearningRate, Optimizer, Training
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Smoothing = Annotated[float, Field(ge=0, lt=1)]
+__all__ = [
+    "DETECTORS", "SMALLEST_INPUT", "Augment", "Data", "Detection", "Distributed", "EarlyStopping", "Folders", "Job",
+    "Kitti", "LearningRate", "Lists", "Network", "NetworkName", "Optimizer", "Spec", "Split", "Sweep", "Table",
+    "TaskName", "Training",
+]  # fmt: skip
+
 Positive = Annotated[int, Field(ge=1)]
-Percent = Annotated[float, Field(gt=0, lt=100)]
-
-
-class Split(Model):
-    """How the pictures of each class are shared out; the three fractions sum to 1."""
-
-    train: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Fraction that the network learns from."""
-    val: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Fraction that measures it after every validation interval."""
-    unseen: Fraction = 0.0
-    """Fraction kept aside for a last, honest test."""
-    seed: int = 1
-    """The same seed gives the same split of the same files."""
-
-    @model_validator(mode="after")
-    def _sums_to_one(self) -> Self:
-        total = self.train + self.val + self.unseen
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"train + val + unseen is {total:g}; the fractions must sum to 1")
-        return self
-
-
-class Folders(Model):
-    """One folder per split, each holding one folder per class."""
-
-    train: str
-    val: str
-    unseen: str | None = None
-
-
-class Lists(Model):
-    """Text files with one `PATH LABEL` a line; LABEL is a class name or, with a labels file, its line number from 0."""
-
-    train: str
-    val: str
-    unseen: str | None = None
-    labels: str | None = None
-    """File with one class name a line."""
-    root: str | None = None
-    """Folder that the listed paths are relative to; the list's own folder if absent."""
-
-
-class Data(Model):
-    """Where the pictures are and how they are brought to one size. Paths are relative to the spec file."""
-
-    folder: str | None = None
-    """One folder per class inside; shared out by `split`."""
-    folders: Folders | None = None
-    """Instead of `folder`: separate folders for train, val and unseen."""
-    lists: Lists | None = None
-    """Instead of `folder`: list files for train, val and unseen."""
-    split: Split = Split()
-    min_per_class: Positive = 2
-    """A class with fewer pictures is an error."""
-    max_per_class: Positive | None = None
-    """Take at most this many pictures of a class, chosen by the split's seed."""
-    color: Literal["auto", "grey", "rgb"] = "auto"
-    """`auto` is grey when the first pictures looked at are all grey, else rgb."""
-    width: Annotated[int, Field(ge=8, le=8192)] = 256
-    height: Annotated[int, Field(ge=8, le=8192)] = 256
-    resize: Literal["squash", "crop", "fill", "half_crop"] = "squash"
-    """`squash` ignores the aspect ratio, `crop` cuts the longer side, `fill` pads the shorter one, `half_crop` does
-    half of each."""
-    broken: Literal["skip", "fail"] = "fail"
-    """What to do with a picture that is empty, truncated or not a picture. It is named either way."""
-    normalize: Literal["pixel", "image", "none"] = "pixel"
-    """`pixel`: subtract each channel's mean over the training pictures and divide by its σ; `image`: subtract the mean
-    picture, divide by σ; `none`: values from 0 to 1."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        given = [name for name in ("folder", "folders", "lists") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of `folder`, `folders`, `lists` (given: {', '.join(given) if given else 'none'})"
-            )
-        return self
-
-
-class Augment(Model):
-    """Random changes to training pictures; validation and prediction see the plain (centre-cropped) picture."""
-
-    flip_horizontal: bool = False
-    flip_vertical: bool = False
-    shift_pixels: Annotated[int, Field(ge=0)] = 0
-    """Move by up to this many pixels each way; the edge is repeated."""
-    crop: Positive | None = None
-    """Cut a square of this many pixels: anywhere in training, from the centre otherwise."""
-
-
-NetworkName = Literal["lenet", "smallnet", "alexnet", "googlenet", "resnet18", "resnet50"]
-
-SMALLEST_INPUT: dict[str, int] = {
-    "lenet": 16, "smallnet": 16, "alexnet": 63, "googlenet": 32, "resnet18": 32, "resnet50": 32,
-}  # fmt: skip
-"""Pixels below which a network's pooling leaves nothing of the picture."""
-
-
-class Network(Model):
-    """The network to train. Input channels and classes are adapted to the data."""
-
-    name: NetworkName = "alexnet"
-
-
-class Optimizer(Model):
-    """How weights move. Settings that the chosen optimiser does not have must stay unset."""
-
-    name: Literal["sgd", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "adadelta"] = "sgd"
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """sgd, nesterov (0.9 if unset), rmsprop (0 if unset)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0001
-    betas: tuple[Smoothing, Smoothing] | None = None
-    """adam, adamw (0.9, 0.999 if unset)."""
-    rho: Smoothing | None = None
-    """rmsprop's smoothing α (0.99 if unset), adadelta's ρ (0.9 if unset)."""
-    epsilon: Annotated[float, Field(gt=0)] | None = None
-    """adam, adamw, rmsprop, adagrad, adadelta; PyTorch's default if unset."""
-
-    @model_validator(mode="after")
-    def _only_what_it_has(self) -> Self:
-        has = {
-            "sgd": {"momentum"},
-            "nesterov": {"momentum"},
-            "adam": {"betas", "epsilon"},
-            "adamw": {"betas", "epsilon"},
-            "rmsprop": {"momentum", "rho", "epsilon"},
-            "adagrad": {"epsilon"},
-            "adadelta": {"rho", "epsilon"},
-        }[self.name]
-        foreign = [
-            field
-            for field in ("momentum", "betas", "rho", "epsilon")
-            if getattr(self, field) is not None and field not in has
-        ]
-        if foreign:
-            raise ValueError(f"{self.name} has no {', '.join(foreign)}; it has: {', '.join(sorted(has))}, weight_decay")
-        if self.name == "nesterov" and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0")
-        return self
-
-
-class LearningRate(Model):
-    """The learning rate over the training. The policies are those of Caffe, with percents of the whole training."""
-
-    base: Annotated[float, Field(gt=0)] = 0.01
-    policy: Literal["fixed", "step", "multistep", "exp", "inv", "poly", "sigmoid", "cosine", "linear"] = "step"
-    step: Percent = 33.0
-    """step: the rate is multiplied by `gamma` after every so many percent; sigmoid: where the middle of the fall is."""
-    steps: tuple[Percent, ...] = (50.0, 85.0)
-    """multistep: multiplied by `gamma` at these percents."""
-    gamma: Annotated[float, Field(gt=0)] = 0.1
-    """step, multistep: factor; exp: base γ^percent; inv, sigmoid: slope per percent."""
-    power: Annotated[float, Field(gt=0)] = 1.0
-    """inv, poly: exponent."""
-    final: Annotated[float, Field(ge=0)] = 0.0
-    """cosine, linear: the rate at the end."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Rise linearly from zero during so many epochs."""
-    scale: Literal["none", "linear", "sqrt"] = "none"
-    """Multiply `base` by the number of ranks (linear) or its root, as the global batch grows with the ranks."""
-
-    @field_validator("steps")
-    @classmethod
-    def _rising(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
-        if not steps or sorted(set(steps)) != list(steps):
-            raise ValueError("must be one or more rising percents, for example [50, 85]")
-        return steps
-
-
-class Training(Model):
-    """How long, in what portions, and what is kept."""
-
-    epochs: Positive = 30
-    batch_size: Positive = 32
-    """Pictures per rank and step; the global batch is this times ranks times `accumulate`."""
-    accumulate: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Sum the gradients of so many portions before a step: a large batch in little memory."""
-    validation_interval: Annotated[float, Field(gt=0)] = 1.0
-    """Epochs between validations; 0.5 is twice an epoch."""
-    snapshot_interval: Annotated[float, Field(gt=0)] = 1.0
-    """Epochs between checkpoints."""
-    keep_every: Positive | None = None
-    """Keep every N-th checkpoint for good, besides the last two and the best."""
-    seed: int = 1
-    """Of weights, order and augmentation."""
+TaskName = Literal["classification", "detection", "regression"]
 
 
 class Job(Model):
@@ -263,24 +85,54 @@ class Spec(Model):
     """Short name; runs are called NAME-DATE-TIME-xxxx."""
     notes: str = ""
     """Free text for the report."""
-    task: Literal["classification"] = "classification"
+    task: TaskName = "classification"
+    """`classification`: which class (or classes); `detection`: where the objects are, as boxes; `regression`: one or
+    several numbers."""
+    task_file: str | None = None
+    """Your own losses and measures for this task: a Python file; see the user guide."""
     data: Data
     augment: Augment = Augment()
     network: Network = Network()
+    detection: Detection = Detection()
     optimizer: Optimizer = Optimizer()
     learning_rate: LearningRate = LearningRate()
     training: Training = Training()
+    distributed: Distributed = Distributed()
     job: Job = Job()
     sweep: Sweep | None = None
     """Many trainings that differ in some settings."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _network_of_the_task(cls, value: Any) -> Any:
+        """The network that a task has if none is named."""
+        if not isinstance(value, dict) or not isinstance(network := value.get("network") or {}, dict):
+            return value
+        if "name" in network:
+            return value
+        data = value.get("data")
+        table = data.get("table") if isinstance(data, dict) else None
+        if isinstance(table, dict) and table.get("pictures") is None:
+            name = "mlp"
+        else:
+            name = {"detection": "detectnet", "regression": "smallnet"}.get(str(value.get("task")), "alexnet")
+        return {**value, "network": {**network, "name": name}}
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        crop = self.augment.crop
-        if crop is not None and crop > min(self.data.width, self.data.height):
-            raise ValueError(f"augment.crop is {crop}, larger than the picture of {self.data.width}×{self.data.height}")
+        if self.data.packed is None:  # else the data itself says what it is, when the plan is made
+            _check_task(self)
+        crop, resized = self.augment.crop_size, self.augment.resized_crop
+        if resized is not None and crop is None:
+            raise ValueError("augment.resized_crop needs augment.crop: the size that the part is brought to")
+        if crop is not None and resized is None and (crop[0] > self.data.height or crop[1] > self.data.width):
+            raise ValueError(
+                f"augment.crop is {crop[1]}×{crop[0]}, larger than the picture of {self.data.width}×{self.data.height}"
+            )
+        if self.augment.quarter_turns and len({self.data.height, self.data.width}) > 1:
+            raise ValueError("augment.quarter_turns needs square pictures: data.width and data.height are not the same")
         smallest = SMALLEST_INPUT[self.network.name]
-        if min(self.input_size) < smallest:
+        if self.network.file is None and min(self.input_size) < smallest:
             raise ValueError(
                 f"{self.network.name} needs pictures of at least {smallest}×{smallest}; "
                 f"data and augment.crop give {self.input_size[1]}×{self.input_size[0]}"
@@ -290,5 +142,33 @@ class Spec(Model):
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels of what the network sees, after the crop."""
-        crop = self.augment.crop
-        return (crop, crop) if crop is not None else (self.data.height, self.data.width)
+        return self.augment.crop_size or (self.data.height, self.data.width)
+
+
+def _check_task(spec: Spec) -> None:
+    """Task, data and network must be of one kind."""
+    task, data, network = spec.task, spec.data, spec.network
+    if (task == "detection") != (data.kitti is not None):
+        raise ValueError(
+            "task detection needs boxes: data.kitti (or a packed dataset with boxes)"
+            if task == "detection"
+            else "data.kitti holds boxes, which are for task detection"
+        )
+    if task == "regression" and data.table is None and data.lists is None:
+        raise ValueError("task regression needs numbers to learn: data.table, or data.lists with numbers")
+    if network.file is None:
+        if (task == "detection") != (network.name in DETECTORS):
+            kind = ", ".join(DETECTORS)
+            raise ValueError(
+                f"network.name is {network.name}; the networks for detection are {kind}, for no other task"
+            )
+        if (network.name == "mlp") != data.is_table:
+            raise ValueError(
+                f"network.name is {network.name}; rows of a table need mlp, and mlp needs rows of a table, not pictures"
+            )
+    if data.several_labels and (task != "classification" or (data.lists is None and data.table is None)):
+        raise ValueError("data.several_labels is for task classification with data.lists or data.table")
+    if spec.augment.mixup and task == "detection":
+        raise ValueError("augment.mixup mixes whole pictures, which is not for task detection")
+    if data.is_table and spec.augment != Augment(mixup=spec.augment.mixup):
+        raise ValueError("augment varies pictures; for rows of a table only augment.mixup can be used")

@@ -27,6 +27,7 @@ from dlhpc.errors import StorageError
 from dlhpc.files import fsync_folder, read_json, replace_bytes, replace_json, storage_errors
 from dlhpc.runs.checkpoints import BEST, FORMAT, CheckpointFile, CheckpointRecord, list_checkpoints, read_manifests
 from dlhpc.runs.directory import RunDirectory
+from dlhpc.runs.measures import better
 
 if TYPE_CHECKING:
     from dlhpc.data.packed import Packed
@@ -37,16 +38,18 @@ KEEP_LAST = 2
 
 @dataclass(frozen=True)
 class Best:
-    """The best validation so far: highest accuracy; of equal ones the lowest loss; of equal ones the earliest."""
+    """The best validation so far: by its measure; of equal ones the lowest loss; of equal ones the earliest."""
 
     checkpoint: str
     epoch: float
     step: int
-    accuracy: float
+    measure: str
+    """As the curves call it: ``val_accuracy``."""
+    value: float
     loss: float
 
-    def beaten_by(self, accuracy: float, loss: float) -> bool:
-        return (accuracy, -loss) > (self.accuracy, -self.loss)
+    def beaten_by(self, value: float, loss: float) -> bool:
+        return better(self.measure, value, self.value) or (value == self.value and loss < self.loss)
 
 
 @dataclass
@@ -82,7 +85,8 @@ class TrainerState:
     rank_counters: Tensor
     """Ranks×I, likewise."""
     running: Tensor
-    """Ranks×3 float64: loss sum, right answers and pictures since the last point of the training curves."""
+    """Ranks×k float64: the task's ``train_sums`` and the number of samples since the last point of the training
+    curves."""
 
 
 @dataclass
@@ -209,8 +213,15 @@ def describe(spec: Spec, packed: Packed) -> dict[str, Any]:
     """What every manifest of a run says of the network and its input; see :class:`CheckpointRecord`."""
     height, width = spec.input_size
     return {
+        "task": spec.task,
         "classes": packed.classes,
         "network": spec.network.name,
+        "settings": {
+            "network": spec.network.model_dump(mode="json"),
+            "detection": spec.detection.model_dump(mode="json"),
+            "several_labels": spec.data.several_labels,
+            "targets": list(spec.data.table.targets) if spec.data.table is not None else [],
+        },
         "input": {
             "channels": packed.channels,
             "height": height,

@@ -1,31 +1,16 @@
-"""Measuring a network over a whole split: every picture once, however many ranks share them."""
+"""Measuring a network over a whole split: every sample once, however many ranks share them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from dlhpc.data.batches import Batch
+from dlhpc.data.samples import Batch
 from dlhpc.train.collective import Collective
-
-TOP = 5
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Numbers over the whole split; ``confusion`` is K×K counts, truth × predicted."""
-
-    loss: float
-    accuracy: float
-    top5_accuracy: float | None
-    """``None`` where there are no more than five classes."""
-    confusion: list[list[int]]
+from dlhpc.train.tasks.base import Evaluation, Task, to_device
 
 
 class RankState:
@@ -75,30 +60,12 @@ class RankState:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, batches: Iterable[Batch], classes: int, device: torch.device, collective: Collective
-) -> Evaluation:
-    """Measure ``model`` over this rank's ``batches`` and all others'. Sums are float64, divided by real counts."""
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, right among the top five
-    confusion = torch.zeros(classes * classes, dtype=torch.float64, device=device)
+def evaluate(task: Task, batches: Iterable[Batch], device: torch.device, collective: Collective) -> Evaluation:
+    """Measure the task's network over this rank's ``batches`` and all others'."""
+    measure = task.measure()
+    task.model.eval()
     for batch in batches:
-        if not len(batch.labels):
-            continue
-        labels = torch.from_numpy(batch.labels).to(device)
-        scores = model(torch.from_numpy(batch.pictures).to(device)).scores
-        sums[0] += functional.cross_entropy(scores, labels, reduction="sum")
-        if classes > TOP:
-            sums[1] += (scores.topk(TOP, dim=1).indices == labels[:, None]).sum()
-        confusion += torch.bincount(labels * classes + scores.argmax(dim=1), minlength=classes * classes)
-    model.train()
-    total = collective.sum(torch.cat([sums, confusion]).cpu())
-    table = total[2:].reshape(classes, classes)
-    count = max(1.0, float(table.sum()))
-    rows: Any = table.to(torch.int64).tolist()
-    return Evaluation(
-        loss=float(total[0]) / count,
-        accuracy=float(table.trace()) / count,
-        top5_accuracy=float(total[1]) / count if classes > TOP else None,
-        confusion=rows,
-    )
+        if len(batch):
+            measure.add(to_device(batch, device))
+    task.model.train()
+    return measure.finish(collective)

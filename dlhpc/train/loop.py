@@ -16,26 +16,30 @@ from typing import Any
 
 import torch
 
-from dlhpc.data.batches import Step, TrainingBatches, evaluation_batches
+from dlhpc.data.batches import TrainingBatches, evaluation_batches
 from dlhpc.data.packed import Packed
-from dlhpc.errors import AttemptExit, StorageError
+from dlhpc.data.samples import Step
+from dlhpc.errors import AttemptExit, StorageError, UserError
 from dlhpc.files import replace_json
 from dlhpc.runs.checkpoints import list_checkpoints
 from dlhpc.runs.curves import Point, forget_after, write_points
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, record
+from dlhpc.runs.measures import DEFAULT_BEST, better, measure_in_words
 from dlhpc.runs.plan import Plan
 from dlhpc.spec.models import Spec
 from dlhpc.train.checkpoint import Best, Checkpoints, Loaded, Position, TrainerState, describe, load, name_of
 from dlhpc.train.collective import Collective
-from dlhpc.train.evaluate import Evaluation, RankState, evaluate
+from dlhpc.train.evaluate import RankState, evaluate
 from dlhpc.train.gradients import Agreement, GradientBuckets
-from dlhpc.train.models import Classifier, batch_norms, build_network, preprocess_for, running_statistics, training_loss
+from dlhpc.train.models import batch_norms, running_statistics
 from dlhpc.train.optimisers import make_optimiser, set_rate
 from dlhpc.train.progress import Clock, progress_line
 from dlhpc.train.provenance import this_rank, write_provenance
 from dlhpc.train.schedule import rate_at
 from dlhpc.train.stop import StopRequests
+from dlhpc.train.tasks import make_task
+from dlhpc.train.tasks.base import Evaluation, to_device
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,12 @@ class Training:
         spec, plan = self.spec, self.plan
         seed = spec.training.seed
 
-        height, width = spec.input_size
-        image = packed.mean_image if spec.data.normalize == "image" else None
-        preprocess = preprocess_for(spec.data.normalize, packed.mean, packed.std, image, height, width)
         torch.manual_seed(derived_seed(seed, "weights"))
-        network = build_network(spec.network.name, packed.channels, len(packed.classes), height, width)
-        self.model = Classifier(preprocess, network).to(device)
+        self.task = make_task(spec, packed)
+        self.model = self.task.model.to(device)
         self.model.train()
-        self.batch_norms = batch_norms(network)
-        self.rank_state = RankState(network)
+        self.batch_norms = batch_norms(self.model)
+        self.rank_state = RankState(self.model)
         self.gradients = GradientBuckets(self.model.parameters(), collective)
         self.optimiser = make_optimiser(spec.optimizer, self.model.parameters())
 
@@ -80,7 +81,9 @@ class Training:
         self.checkpoints = Checkpoints(attempt.run, spec.training.keep_every, describe(spec, packed))
 
         self.position = Position()
-        self.running = torch.zeros(3, dtype=torch.float64, device=device)  # loss sum, right answers, pictures
+        # The task's sums and the number of samples, since the last point of the training curves.
+        self.running = torch.zeros(len(self.task.train_sums) + 1, dtype=torch.float64, device=device)
+        self.best_by = spec.training.best or DEFAULT_BEST[spec.task]
         self.metrics: dict[str, float] = {}
         self.stop_reason: str | None = None
         self.clock = Clock()
@@ -112,23 +115,19 @@ class Training:
         self.stop_reason = self.stop.reason(self.collective.rank, self.seconds_needed())
         self.gradients.begin(stop=self.stop_reason is not None)
 
-        portions = [portion for portion in step.portions if len(portion.labels)]
+        portions = [portion for portion in step.portions if len(portion)]
         for portion in portions:
-            pictures = torch.from_numpy(portion.pictures).to(self.device)
-            labels = torch.from_numpy(portion.labels).to(self.device)
-            with running_statistics(self.batch_norms if len(labels) == 1 else []):
-                outputs = self.model(pictures)
-            total, main = training_loss(outputs, labels)
+            batch = to_device(portion, self.device)
+            with running_statistics(self.batch_norms if len(portion) == 1 else []):
+                losses = self.task.losses(batch)
             # Summed over portions and ranks this is the mean over the global batch, however unevenly it is shared.
-            loss = total / step.global_count
+            loss = losses.total / step.global_count
             self.gradients.watch(loss)
             if portion is portions[-1]:
                 self.gradients.arm()
             loss.backward()  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                self.running[0] += main
-                self.running[1] += (outputs.scores.argmax(dim=1) == labels).sum()
-                self.running[2] += len(labels)
+            self.running[:-1] += losses.sums
+            self.running[-1] += len(portion)
 
         agreed = self.gradients.finish()
         if agreed.finite:
@@ -183,24 +182,19 @@ class Training:
                 self.collective.rank,
                 self.collective.size,
             )
-            found = evaluate(self.model, batches, len(self.packed.classes), self.device, self.collective)
-        loss_sum, right, pictures = self.collective.sum(self.running.cpu().clone()).tolist()
+            found = evaluate(self.task, batches, self.device, self.collective)
+        *sums, samples = self.collective.sum(self.running.cpu().clone()).tolist()
         self.running.zero_()
-        self.metrics = {
-            "train_loss": loss_sum / max(1.0, pictures),
-            "train_accuracy": right / max(1.0, pictures),
-            "train_learning_rate": self.rate(step - 1),
-            "val_loss": found.loss,
-            "val_accuracy": found.accuracy,
-        }
-        if found.top5_accuracy is not None:
-            self.metrics["val_top5_accuracy"] = found.top5_accuracy
+        trained = self.task.train_metrics(sums, max(1.0, samples))
+        self.metrics = {f"train_{name}": value for name, value in trained.items()}
+        self.metrics["train_learning_rate"] = self.rate(step - 1)
+        self.metrics |= {f"val_{name}": value for name, value in found.metrics.items()}
         self.position.measured_step = step
         epoch = step / self.plan.steps_per_epoch
-        known = self.position.best
-        best = math.isfinite(found.loss) and (known is None or known.beaten_by(found.accuracy, found.loss))
+        best = self.is_best(found.metrics["loss"])
         if best:
-            self.position.best = Best(name_of(step), epoch, step, found.accuracy, found.loss)
+            value = self.metrics[self.best_by]
+            self.position.best = Best(name_of(step), epoch, step, self.best_by, value, found.metrics["loss"])
         if self.leader:
             now = time.time()
             points = [
@@ -212,17 +206,28 @@ class Training:
         self.clock.validation_seconds = time.perf_counter() - began
         return best
 
+    def is_best(self, loss: float) -> bool:
+        """Whether the validation just made is the best of this run."""
+        if self.best_by not in self.metrics:
+            raise UserError(
+                f"training.best is {self.best_by}, which is not measured in this training",
+                remedy=f"Choose one of: {', '.join(sorted(self.metrics))}.",
+            )
+        value, known = self.metrics[self.best_by], self.position.best
+        if known is None:
+            return better(self.best_by, value, math.nan) and math.isfinite(loss)
+        return known.beaten_by(value, loss)
+
     def write_evaluation(self, found: Evaluation, epoch: float) -> None:
         replace_json(
             self.run_directory.evaluation,
             {
+                "task": self.spec.task,
                 "split": "val",
                 "epoch": epoch,
                 "step": self.position.step,
-                "classes": self.packed.classes,
-                "confusion": found.confusion,
-                "loss": found.loss,
-                "accuracy": found.accuracy,
+                **found.metrics,
+                **found.details,
             },
         )
 
@@ -353,8 +358,11 @@ class Training:
         best = self.position.best
         details: dict[str, Any] = {}
         if best is not None:
-            details = {"best_epoch": best.epoch, "best_accuracy": best.accuracy, "checkpoint": best.checkpoint}
-            self.say(f"finished; best validation accuracy {100 * best.accuracy:.1f} % after epoch {best.epoch:.4g}")
+            details = {
+                "best_epoch": best.epoch, "best_measure": best.measure, "best_value": best.value,
+                "checkpoint": best.checkpoint,
+            }  # fmt: skip
+            self.say(f"finished; best {measure_in_words(best.measure, best.value)} after epoch {best.epoch:.4g}")
         self.journal(Event.FINISHED, code=int(AttemptExit.FINISHED), **details)
         return AttemptExit.FINISHED
 

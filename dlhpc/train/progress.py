@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from dlhpc.runs.measures import measure_in_words
+
 
 @dataclass
 class Clock:
@@ -35,13 +37,15 @@ class Clock:
         return (time.perf_counter() - self._began) / max(1, self._steps) * steps
 
 
+HEADLINES = ("val_accuracy", "val_f1", "val_ap50", "val_rmse", "val_r2")
+"""What people look at first, besides the losses."""
+
+
 def progress_line(epoch: int, epochs: int, metrics: dict[str, float], seconds_left: float) -> str:
     """``epoch 12/60  train loss 0.213  val loss 0.311  val accuracy 96.3 %  41 s left``."""
     parts = [f"epoch {epoch:{len(str(epochs))}}/{epochs}"]
-    losses = (name for name in ("train_loss", "val_loss") if name in metrics)
-    parts += [f"{name.replace('_', ' ')} {metrics[name]:.3f}" for name in losses]
-    if "val_accuracy" in metrics:
-        parts.append(f"val accuracy {100 * metrics['val_accuracy']:.1f} %")
+    shown = [name for name in ("train_loss", "val_loss", *HEADLINES) if name in metrics]
+    parts += [measure_in_words(name, metrics[name]) for name in shown]
     parts.append(f"{_duration(seconds_left)} left")
     return "  ".join(parts)
 

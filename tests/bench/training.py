@@ -44,7 +44,7 @@ def reading(folder: Path, packed: Packed) -> Figure:
 
     def ours() -> None:
         for step in batches.epoch(0):
-            step.portions[0].pictures.sum()
+            step.portions[0].inputs.sum()
 
     def files() -> None:
         for first in range(0, COUNT, BATCH):

@@ -578,8 +578,8 @@ class TestFaults:
 
     def test_a_node_fails_and_the_job_runs_again(self, pbs: Login) -> None:
         script = (
-            "#PBS -N f -k oed -j oe\ntrap 'echo never' TERM\necho begin\n"
-            f"[ -e {pbs.folder}/again ] || sleep 300 & wait\n"
+            "#PBS -N f -k oed -j oe\ntrap 'echo never' TERM\n"
+            f"[ -e {pbs.folder}/again ] && seconds=0 || seconds=300\necho begin\nsleep $seconds & wait\n"
         )
         job = pbs.submit(script)
         pbs.wait_for_text("f.o1", "begin")

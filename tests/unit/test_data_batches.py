@@ -114,8 +114,8 @@ def epoch_pictures(packed: Packed, augment: Augment, ranks: int, accumulate: int
             assert step.index == number
             assert len(step.portions) == accumulate
             for batch in step.portions:
-                assert np.array_equal(batch.labels, packed.labels("train")[batch.indices])
-                for index, picture in zip(batch.indices.tolist(), batch.pictures):
+                assert np.array_equal(batch.targets, packed.labels("train")[batch.indices])
+                for index, picture in zip(batch.indices.tolist(), batch.inputs):
                     assert index not in seen
                     seen[index] = picture.copy()
     return seen
@@ -136,15 +136,15 @@ def test_counts_of_a_step_are_global(packed: Packed) -> None:
     for ranks in (1, 2, 5):
         by_rank = [list(TrainingBatches(packed, Augment(), 1, rank, ranks, 4).epoch(0)) for rank in range(ranks)]
         assert [step.global_count for step in by_rank[0]] == [6, 6, 6, 5]
-        shares = [[len(batch.labels) for step in steps for batch in step.portions] for steps in by_rank]
+        shares = [[len(batch.targets) for step in steps for batch in step.portions] for steps in by_rank]
         assert np.sum(shares, axis=0).tolist() == [6, 6, 6, 5]
 
 
 def test_ranks_without_a_picture_get_empty_batches(packed: Packed) -> None:
     (*_, last) = TrainingBatches(packed, Augment(crop=5), 1, 20, 24, 1, 2).epoch(0)
-    assert [batch.pictures.shape for batch in last.portions] == [(1, 2, 5, 5), (0, 2, 5, 5)]
+    assert [batch.inputs.shape for batch in last.portions] == [(1, 2, 5, 5), (0, 2, 5, 5)]
     (*_, last) = TrainingBatches(packed, Augment(), 1, 23, 24, 1).epoch(0)
-    assert len(last.portions[0].labels) == 0
+    assert len(last.portions[0].targets) == 0
     assert list(evaluation_batches(packed, "val", Augment(), 4, rank=7, ranks=8)) == []
     assert list(evaluation_batches(packed, "unseen", Augment(), 4)) == []
 
@@ -152,7 +152,7 @@ def test_ranks_without_a_picture_get_empty_batches(packed: Packed) -> None:
 def test_a_step_stays_untouched_until_the_next_one_is_asked_for(packed: Packed, pictures: NDArray[Any]) -> None:
     for step in TrainingBatches(packed, Augment(), 1, 0, 1, 8).epoch(0):
         for _ in range(50):  # the next step is being made meanwhile
-            assert np.array_equal(step.portions[0].pictures, pictures[step.portions[0].indices])
+            assert np.array_equal(step.portions[0].inputs, pictures[step.portions[0].indices])
 
 
 def test_without_augmentation_pictures_are_as_packed(packed: Packed, pictures: NDArray[Any]) -> None:
@@ -197,7 +197,7 @@ def test_crops_lie_anywhere_in_training_and_in_the_centre_otherwise(packed: Pack
                 if np.array_equal(picture, pictures[index][:, y : y + 6, x : x + 6])
             }
     assert found == {(y, x) for y in range(4) for x in range(3)}
-    centres = [batch.pictures.copy() for batch in evaluation_batches(packed, "val", Augment(crop=6), 3)]
+    centres = [batch.inputs.copy() for batch in evaluation_batches(packed, "val", Augment(crop=6), 3)]
     assert np.array_equal(np.concatenate(centres), pictures[TRAIN:, :, 1:7, 1:7])
 
 
@@ -212,7 +212,7 @@ def test_evaluation_takes_each_picture_once(ranks: int, batch: int, tmp_path_fac
                 for rank in range(ranks)
                 for some in evaluation_batches(opened, split, Augment(), batch, rank, ranks)  # type: ignore[arg-type]
                 for index in some.indices.tolist()
-                if len(some.labels) <= batch
+                if len(some.targets) <= batch
             ]
             assert sorted(seen) == list(range(count))
 
@@ -253,4 +253,4 @@ def test_16_bits_packed_on_a_big_endian_machine_read_the_same(tmp_path: Path) ->
     (tmp_path / "index.json").write_text(json.dumps({**index, "byte_order": other}))
     with open_packed(tmp_path) as opened:
         (batch,) = evaluation_batches(opened, "val", Augment(), 100)
-        assert np.array_equal(batch.pictures, values[TRAIN:])
+        assert np.array_equal(batch.inputs, values[TRAIN:])

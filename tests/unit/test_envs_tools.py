@@ -142,8 +142,10 @@ def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None
 def test_an_interrupted_build_leaves_no_compiler_running(tmp_path: Path, number: signal.Signals) -> None:
     pid = tmp_path / "pid"
     code = f"""
+        import signal
         from pathlib import Path
         from dlhpc.envs.commands import stream
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
         try:
             stream(["sh", "-c", "sleep 600 & echo $! > {pid}.x; mv {pid}.x {pid}; wait"],
                    log=Path({str(tmp_path / "log")!r}), remedy="?", grace=2)

@@ -273,8 +273,9 @@ def test_every_network_is_loaded_with_its_own_weights(name: str, tmp_path: Path)
     file = CheckpointFile(path, hashlib.sha256(content).hexdigest(), len(content))
     given = {"channels": 1, "height": 32, "width": 32}
     record = CheckpointRecord(
-        "step-000000001", tmp_path / "m.json", 1.0, 1, 0, {}, [str(n) for n in range(7)], name, given, file, file, 1, {}
-    )
+        "step-000000001", tmp_path / "m.json", 1.0, 1, 0, {}, "classification", [str(n) for n in range(7)], name, {},
+        given, file, file, 1, {},
+    )  # fmt: skip
     pictures = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         expected = whole(pictures).scores

@@ -245,7 +245,7 @@ def finish(run: RunDirectory, job_id: str, accuracy: float = 0.5) -> None:
     """What a job that trained to its end leaves behind."""
     record(run, Event.BEGUN, attempt=1, job_id=job_id, host="node1")
     record(run, Event.EPOCH, attempt=1, epoch=2, epochs=2)
-    (run.checkpoints / "best.json").write_text(json.dumps({"accuracy": accuracy, "loss": 1.0, "epoch": 2.0}))
+    (run.checkpoints / "best.json").write_text(json.dumps({"measure": "val_accuracy", "value": accuracy, "epoch": 2.0}))
     record(run, Event.FINISHED, attempt=1, code=0)
     run.exit_file(1).write_text("0\n")
     record(run, Event.CONCLUDED, attempt=1, job_id=job_id, next="over")
@@ -684,7 +684,10 @@ def test_status_shows_a_sweep_in_one_line_and_its_members_when_named(world: Worl
         finish(sweep.found_members()[index], f"1_{index}", accuracy)
     said = CliRunner().invoke(status_command, ["--runs", str(world.runs)]).output.splitlines()
     assert len(said) == 2
-    assert f"5 members: 2 finished, 3 queued; best so far {sweep.name}.0003 with 93.1% after 2 epochs" in said[1]
+    assert (
+        f"5 members: 2 finished, 3 queued; best so far {sweep.name}.0003 with val accuracy 93.1 % after 2 epochs"
+        in said[1]
+    )
     named = CliRunner().invoke(status_command, ["last", "--runs", str(world.runs)]).output.splitlines()
     assert len(named) == 7
     assert "learning_rate=0.002" in named[3]

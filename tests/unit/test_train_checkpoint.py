@@ -21,7 +21,13 @@ from dlhpc.runs.checkpoints import best_checkpoint, list_checkpoints
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.train.checkpoint import Best, Checkpoints, Position, TrainerState, load_weights
 
-DESCRIPTION = {"classes": ["a", "b"], "network": "lenet", "input": {"channels": 1}}
+DESCRIPTION = {
+    "task": "classification",
+    "classes": ["a", "b"],
+    "network": "lenet",
+    "settings": {},
+    "input": {"channels": 1},
+}
 
 
 def checkpoints(folder: Path, keep_every: int | None = None) -> Checkpoints:
@@ -49,7 +55,7 @@ def test_the_last_two_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
     best = None
     for step in range(10, 110, 10):
         if step == 40:
-            best = Best("step-000000040", 4.0, 40, 0.9, 0.1)
+            best = Best("step-000000040", 4.0, 40, "val_accuracy", 0.9, 0.1)
         save(store, step, best=best)
     assert names(tmp_path) == [30, 40, 60, 90, 100]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 5 * 3 + 1
@@ -60,10 +66,10 @@ def test_the_last_two_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     store = checkpoints(tmp_path)
-    save(store, 10, best=Best("step-000000010", 1.0, 10, 0.5, 0.7))
+    save(store, 10, best=Best("step-000000010", 1.0, 10, "val_accuracy", 0.5, 0.7))
     loaded = store.newest(nothing)
     assert loaded is not None
-    assert loaded.position == Position(10, 10, 1, 10, Best("step-000000010", 1.0, 10, 0.5, 0.7))
+    assert loaded.position == Position(10, 10, 1, 10, Best("step-000000010", 1.0, 10, "val_accuracy", 0.5, 0.7))
     assert torch.equal(loaded.weights["weight"], torch.full((8,), 10.0))
     assert loaded.record.metrics == {"val_accuracy": 0.5, "val_loss": None}
     assert (loaded.record.epoch, loaded.record.step_in_epoch, loaded.record.classes) == (1.0, 0, ["a", "b"])
@@ -132,9 +138,9 @@ def test_what_a_killed_attempt_left_is_swept_up(tmp_path: Path) -> None:
 
 def test_the_pointer_follows_the_best_even_backwards(tmp_path: Path) -> None:
     store = checkpoints(tmp_path)
-    save(store, 10, best=Best("step-000000010", 1.0, 10, 0.5, 0.7))
-    save(store, 20, best=Best("step-000000020", 2.0, 20, 0.6, 0.6))
-    store.forget_after(Position(10, best=Best("step-000000010", 1.0, 10, 0.5, 0.7)))
+    save(store, 10, best=Best("step-000000010", 1.0, 10, "val_accuracy", 0.5, 0.7))
+    save(store, 20, best=Best("step-000000020", 2.0, 20, "val_accuracy", 0.6, 0.6))
+    store.forget_after(Position(10, best=Best("step-000000010", 1.0, 10, "val_accuracy", 0.5, 0.7)))
     assert names(tmp_path) == [10]
     found = best_checkpoint(RunDirectory(tmp_path))
     assert found is not None
@@ -142,7 +148,7 @@ def test_the_pointer_follows_the_best_even_backwards(tmp_path: Path) -> None:
 
 
 def test_of_equal_accuracies_the_lower_loss_is_the_best() -> None:
-    best = Best("x", 1.0, 10, 0.5, 0.7)
+    best = Best("x", 1.0, 10, "val_accuracy", 0.5, 0.7)
     assert best.beaten_by(0.5, 0.6)
     assert best.beaten_by(0.6, 9.0)
     assert not best.beaten_by(0.5, 0.7)
