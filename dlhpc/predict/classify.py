@@ -13,7 +13,8 @@ from dlhpc.predict.results import Prediction, Result, Unreadable
 from dlhpc.predict.sources import Chunk, Loaded
 from dlhpc.runs.checkpoints import CheckpointRecord
 from dlhpc.train.checkpoint import load_weights
-from dlhpc.train.models import Classifier, Preprocess, build_network
+from dlhpc.train.models import Classifier
+from dlhpc.train.tasks import restore_model
 
 CHUNK = 64
 """Pictures that go through the network at once."""
@@ -25,14 +26,7 @@ def load_classifier(record: CheckpointRecord, device: torch.device | None = None
     Raises :class:`StorageError` if a file is damaged or does not fit this version of dlhpc.
     """
     try:
-        weights = load_weights(record)
-        given = record.input
-        with torch.device("meta"):  # weights come from the file; drawing random ones first would only cost time
-            network = build_network(
-                record.network, given["channels"], len(record.classes), given["height"], given["width"]
-            )
-        preprocess = Preprocess(weights["preprocess.mean"], weights["preprocess.std"])
-        network.load_state_dict(_below(weights, "network."), assign=True)
+        model = restore_model(record, load_weights(record))
     except StorageError as error:
         raise StorageError(
             error.what, where=error.where, remedy=error.remedy or "Take another with --checkpoint last or a step."
@@ -43,11 +37,8 @@ def load_classifier(record: CheckpointRecord, device: torch.device | None = None
             where=record.weights.path,
             remedy="Use the version of dlhpc that trained it.",
         ) from error
-    return Classifier(preprocess, network).to(device or best_device()).eval()
-
-
-def _below(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    assert isinstance(model, Classifier)
+    return model.to(device or best_device())
 
 
 def best_device() -> torch.device:

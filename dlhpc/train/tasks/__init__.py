@@ -1,31 +1,38 @@
 """The tasks: what is learnt, by which losses, and how it is measured. ``base`` says what the loop asks of one.
 
-``make_task`` gives the task of a spec, its network freshly initialised; each task is a module of its own.
+Each task is a module with two functions: ``make(spec, packed)`` gives the task with a freshly initialised network,
+``restore(record, weights)`` the trained network out of a checkpoint, for prediction.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
 
 from dlhpc.train.tasks.base import Task
 
 if TYPE_CHECKING:
     from dlhpc.data.packed import Packed
+    from dlhpc.runs.checkpoints import CheckpointRecord
     from dlhpc.spec.models import Spec
 
 
 def make_task(spec: Spec, packed: Packed) -> Task:
     """The task of ``spec`` for these data. The caller seeds torch's generator, which decides the weights."""
-    from dlhpc.train.models import Classifier, build_network, preprocess_for
+    return cast(Task, _module(spec.task).make(spec, packed))
 
-    height, width = spec.input_size
-    image = packed.mean_image if spec.data.normalize == "image" else None
-    preprocess = preprocess_for(spec.data.normalize, packed.mean, packed.std, image, height, width)
-    network = build_network(spec.network.name, packed.channels, len(packed.classes), height, width)
-    match spec.task:
-        case "classification":
-            from dlhpc.train.tasks.classification import Classification
 
-            return Classification(Classifier(preprocess, network), packed.classes)
-        case _:
-            raise NotImplementedError(spec.task)
+def restore_model(record: CheckpointRecord, weights: dict[str, Tensor]) -> nn.Module:
+    """Normalisation and network of a checkpoint with these ``weights``, on the CPU, in evaluation mode.
+
+    Raises KeyError, ValueError, TypeError or RuntimeError if they do not fit each other.
+    """
+    return cast(nn.Module, _module(record.task).restore(record, weights).eval())
+
+
+def _module(task: str) -> Any:
+    if task not in ("classification", "detection", "regression"):
+        raise ValueError(f"there is no task `{task}`")
+    return importlib.import_module(f"dlhpc.train.tasks.{task}")

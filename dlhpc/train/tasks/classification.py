@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dlhpc.train.collective import Collective
-from dlhpc.train.models import Classifier, training_loss
+from dlhpc.train.models import Classifier, Preprocess, build_network, preprocess_for, training_loss
 from dlhpc.train.tasks.base import DeviceBatch, Evaluation, Losses
+
+if TYPE_CHECKING:
+    from dlhpc.data.packed import Packed
+    from dlhpc.runs.checkpoints import CheckpointRecord
+    from dlhpc.spec.models import Spec
 
 TOP = 5
 
@@ -68,3 +73,23 @@ class ClassMeasure:
             metrics["top5_accuracy"] = float(total[1]) / pictures
         rows: Any = table.to(torch.int64).tolist()
         return Evaluation(metrics, {"classes": self.classes, "confusion": rows})
+
+
+def make(spec: Spec, packed: Packed) -> Classification:
+    """The task of ``spec`` with a fresh network."""
+    height, width = spec.input_size
+    image = packed.mean_image if spec.data.normalize == "image" else None
+    preprocess = preprocess_for(spec.data.normalize, packed.mean, packed.std, image, height, width)
+    network = build_network(spec.network.name, packed.channels, len(packed.classes), height, width)
+    return Classification(Classifier(preprocess, network), packed.classes)
+
+
+def restore(record: CheckpointRecord, weights: dict[str, Tensor]) -> Classifier:
+    """The trained network of a checkpoint."""
+    given = record.input
+    with torch.device("meta"):  # weights come from the file; drawing random ones first would only cost time
+        network = build_network(record.network, given["channels"], len(record.classes), given["height"], given["width"])
+    preprocess = Preprocess(weights["preprocess.mean"], weights["preprocess.std"])
+    below = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
+    network.load_state_dict(below, assign=True)
+    return Classifier(preprocess, network)
