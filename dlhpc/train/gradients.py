@@ -3,9 +3,9 @@
 Why not ``hvd.DistributedOptimizer``: Horovod fuses whatever gradients happen to be ready into one allreduce, so the
 way a sum is cut, and with it the last bits of the result, depends on timing. Here every allreduce has a fixed content
 (set ``HOROVOD_FUSION_THRESHOLD=0`` so that it stays so), which gives the same bits in every run. Besides, a rank
-without pictures in a step takes part like any other, batch accumulation needs no counting of backward passes, and two
-extra numbers in the last bucket carry "please stop" and "my loss is not finite", so that all ranks agree on both in the
-same step at no cost.
+without pictures in a step takes part like any other, batch accumulation needs no counting of backward passes, and three
+extra numbers in the last bucket carry "please stop", "my loss is not finite" and "my memory does not suffice", so that
+all ranks agree on them in the same step at no cost.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Agreement:
     """At least one rank asked to stop."""
     finite: bool
     """Every rank's loss was finite."""
+    out_of_memory: bool = False
+    """At least one rank could not finish its part; the gradients mean nothing."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class GradientBuckets:
             groups[-1].append(parameter)
             filled += parameter.numel() * 4
         for number, group in enumerate(groups):
-            flags = 2 if number == len(groups) - 1 else 0
+            flags = 3 if number == len(groups) - 1 else 0
             length = sum(parameter.numel() for parameter in group) + flags
             buffer = torch.zeros(length, dtype=torch.float32, device=trained[0].device)
             bucket = _Bucket(f"gradients.{number}", buffer, len(group))
@@ -83,7 +85,7 @@ class GradientBuckets:
                 parameter.grad = buffer.as_strided(parameter.shape, parameter.stride(), offset)
                 offset += parameter.numel()
                 parameter.register_post_accumulate_grad_hook(self._make_hook(bucket))  # type: ignore[no-untyped-call]
-        self._flags = self._buckets[-1].buffer[-2:]
+        self._flags = self._buckets[-1].buffer[-3:]
 
     def begin(self, stop: bool) -> None:
         """Start a step with zero gradients; ``stop`` asks all ranks to stop after it."""
@@ -98,6 +100,12 @@ class GradientBuckets:
         """Note whether a portion's loss is finite, without waiting for it."""
         self._flags[1] += (~torch.isfinite(loss.detach())).to(torch.float32)
 
+    def out_of_memory(self) -> None:
+        """This rank gives its part up; all ranks are to do the step again. :meth:`finish` is called as always."""
+        if self._fired == len(self._buckets):
+            raise RuntimeError("gradients that are being sent already cannot be taken back")
+        self._flags[2] = 1.0
+
     def arm(self) -> None:
         """The next backward pass is this rank's last one in this step."""
         self._armed = True
@@ -109,8 +117,8 @@ class GradientBuckets:
         for bucket in self._buckets:
             self.collective.wait(bucket.handle)
             bucket.handle = None
-        stop, not_finite = self._flags.tolist()
-        return Agreement(stop=stop > 0, finite=not_finite == 0)
+        stop, not_finite, out_of_memory = self._flags.tolist()
+        return Agreement(stop=stop > 0, finite=not_finite == 0, out_of_memory=out_of_memory > 0)
 
     def _make_hook(self, bucket: _Bucket) -> Any:
         def gradient_is_there(_: Tensor) -> None:
