@@ -35,7 +35,7 @@ from dlhpc.sites.models import Node
 from dlhpc.spec.base import format_duration
 from dlhpc.spec.load import Document, override, plain, read_document, validate
 from dlhpc.spec.models import Data, Spec
-from dlhpc.spec.sweep import Settings, Sweep, all_keys, expand, full_keys, read_axes
+from dlhpc.spec.sweep import Settings, Sweep, all_keys, count_members, expand, full_keys, read_axes
 
 if TYPE_CHECKING:
     from dlhpc.sites.models import Site
@@ -77,6 +77,12 @@ class PlannedSweep:
     warnings: list[str]
     experience: Experience | None
     """Of earlier runs, which decides the walltime; None once that is settled for the whole array."""
+    search: bool = False
+    """Further members follow, decided by how these do."""
+    first: int = 0
+    """Number of the first of these members."""
+    catalog: Catalog | None = None
+    """What earlier members of a search learn from, so that later ones learn from the same."""
 
     def members(self) -> Iterator[PlannedMember]:
         """Every member, decided one after another; those with the same pictures follow each other.
@@ -86,7 +92,8 @@ class PlannedSweep:
         faults = Faults(self.record.members)
         texts = _SpecTexts(self.document)
         for indices in self._groups():
-            catalog: Catalog | None = None
+            own = _own_pictures(self.record.members[indices[0]])
+            catalog = None if own or self.catalog is None else _KeyedCatalog.of(self.catalog)
             for index in indices:
                 settings = self.record.members[index]
                 with faults.of(index):
@@ -96,15 +103,14 @@ class PlannedSweep:
                         spec, self.site, catalog, self.runs, template=self.template, experience=self.experience
                     )
                     if not faults:
-                        yield PlannedMember(index, settings, plan, catalog, texts.of(settings))
+                        yield PlannedMember(self.first + index, settings, plan, catalog, texts.of(settings))
         faults.throw()
 
     def _groups(self) -> list[list[int]]:
         """Members that see the same pictures."""
         groups: dict[str, list[int]] = {}
         for index, settings in enumerate(self.record.members):
-            own = {key: value for key, value in settings.items() if _decides_pictures(key)}
-            groups.setdefault(json.dumps(own, sort_keys=True), []).append(index)
+            groups.setdefault(json.dumps(_own_pictures(settings), sort_keys=True), []).append(index)
         return list(groups.values())
 
 
@@ -128,11 +134,11 @@ def read_sweep(
         document.root["sweep"] = sweep.model_dump(mode="json", exclude_defaults=True)
     if sweep is None:
         return document, None
-    if sweep.grid is None and sweep.list is None and sweep.random is None:
+    if sweep.kind is None:
         raise UserError(
             "`sweep` names no settings",
             where=document.place(("sweep",)),
-            remedy="Give it `grid`, `list` or `random`, or use --sweep key=value,….",
+            remedy="Give it `grid`, `list`, `random`, `tpe` or `genetic`, or use --sweep key=value,….",
         )
     if cap is not None:
         sweep = sweep.model_copy(update={"cap": cap})
@@ -142,9 +148,8 @@ def read_sweep(
 
 def _with_axes(sweep: Sweep | None, axes: Sequence[str], known: Sequence[str]) -> Sweep:
     sweep = sweep or Sweep()
-    if sweep.list is not None or sweep.random is not None:
-        kind = "list" if sweep.list is not None else "random"
-        raise UserError(f"--sweep adds to a grid, and the spec has `sweep.{kind}`", remedy="Use one of the two.")
+    if sweep.kind not in (None, "grid"):
+        raise UserError(f"--sweep adds to a grid, and the spec has `sweep.{sweep.kind}`", remedy="Use one of the two.")
     given = read_axes(axes)
     grid: dict[str, Any] = {}
     for source in (sweep.grid or {}, given):
@@ -153,11 +158,24 @@ def _with_axes(sweep: Sweep | None, axes: Sequence[str], known: Sequence[str]) -
 
 
 def make_sweep(
-    document: Document, sweep: Sweep, spec_file: Path, *, runs: Path, site: str | None = None
+    document: Document,
+    sweep: Sweep,
+    spec_file: Path,
+    *,
+    runs: Path,
+    site: str | None = None,
+    members: list[Settings] | None = None,
+    first: int = 0,
+    catalog: Catalog | None = None,
 ) -> PlannedSweep:
-    """Expand a sweep and check every member; raises :class:`UserError` or a list of them with the members' numbers."""
+    """Expand a sweep and check every member; raises :class:`UserError` or a list of them with the members' numbers.
+
+    For a later generation of a search ``members`` are its settings, ``first`` is the number of the first of them, and
+    ``catalog`` that of the members before.
+    """
     base = spec_file.absolute().parent
-    members = expand(sweep, all_keys(Spec))
+    if members is None:
+        members = expand(sweep, all_keys(Spec))
     for settings in members:
         for key in settings:
             if key.startswith(_PATHS) and isinstance(settings[key], str):
@@ -166,10 +184,10 @@ def make_sweep(
     values = plain(document)
     values.pop("sweep", None)
     _find_runs_before(values, runs)
-    first = validate_all(document, values, members)
+    spec = validate_all(document, values, members)
     profile = _as_it_is(load_site(site))
     planned = PlannedSweep(
-        record=_record(first, sweep, profile, members),
+        record=_record(spec, sweep, profile, find_site(site), members),
         document=document,
         site=profile,
         template=own_template(find_site(site)),
@@ -178,6 +196,9 @@ def make_sweep(
         values=values,
         warnings=[],
         experience=Experience(runs, kinds_of_nodes(profile)),
+        search=sweep.search is not None,
+        first=first,
+        catalog=catalog,
     )
     walltimes: set[int] = set()
     warnings: dict[str, int] = {}
@@ -209,7 +230,7 @@ def _as_it_is(site: Site) -> Site:
     return site.model_copy(update={"nodes": nodes})
 
 
-def _record(spec: Spec, sweep: Sweep, site: Site, members: list[Settings]) -> SweepRecord:
+def _record(spec: Spec, sweep: Sweep, site: Site, profile: Path, members: list[Settings]) -> SweepRecord:
     dialect = (site.dialect or "select") if site.scheduler == "pbs" else None
     can = get_scheduler(site.scheduler, dialect).abilities
     queue = next((one for one in site.queues if one.name == spec.job.queue), site.queues[0])
@@ -228,7 +249,9 @@ def _record(spec: Spec, sweep: Sweep, site: Site, members: list[Settings]) -> Sw
         cap=min((limit for limit in limits if limit is not None), default=None),
         running=sweep.running,
         hold=spec.job.hold,
-        width=max(4, len(str(len(members) - 1))),
+        width=max(4, len(str(count_members(sweep) - 1))),
+        site=str(profile.absolute()),
+        most=count_members(sweep),
         members=members,
     )
 
@@ -292,9 +315,14 @@ def _find_runs_before(values: dict[str, Any], runs: Path) -> None:
         values["job"] = {**values["job"], "after": [str(find_run(one, runs).path) for one in after]}
 
 
-def _decides_pictures(key: str) -> bool:
-    group, _, rest = key.partition(".")
-    return group == "data" and rest.split(".")[0] in _CATALOG
+def _own_pictures(settings: Settings) -> Settings:
+    """Those of a member's settings that decide which pictures it sees."""
+
+    def decides(key: str) -> bool:
+        group, _, rest = key.partition(".")
+        return group == "data" and rest.split(".")[0] in _CATALOG
+
+    return {key: value for key, value in settings.items() if decides(key)}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import sys
 from dlhpc.errors import DlhpcError, UserError
 from dlhpc.files import storage_errors
 from dlhpc.jobs.follow import RunStatus, cancel, look_after, resume, status, statuses
+from dlhpc.jobs.search import grow
 from dlhpc.jobs.submit import submission_lock, submit_attempt
 from dlhpc.jobs.sweep_status import SweepStatus, sweep_status
 from dlhpc.jobs.sweep_submit import settle_locked, submit_portion
@@ -87,11 +88,11 @@ def _wants_something(sweep: SweepDirectory) -> bool:
     known = read_progress(sweep)
     if known.open is not None:
         return True
-    return (
-        known.begun
-        and not known.cancelled
-        and (bool(known.again) or len(known.submitted) < len(read_record(sweep).members))
-    )
+    if not known.begun or known.cancelled:
+        return False
+    if known.again or len(known.submitted) < len(read_record(sweep).members):
+        return True
+    return sweep.is_search and known.searched is None
 
 
 def _submit_some(sweep: SweepDirectory, at_first: bool) -> list[str]:
@@ -103,6 +104,8 @@ def _submit_some(sweep: SweepDirectory, at_first: bool) -> list[str]:
     held = decided.hold if known.held is None else known.held
     if known.open is not None or known.cancelled or (held and submitted) or not (known.begun or at_first):
         return []
+    if sweep.is_search and known.begun and known.searched is None:
+        decided = grow(sweep, decided, known)
     there = [index_of(run.name) for run in sweep.found_members()]
     fresh = [index for index in there if index not in submitted]
     again = [index for index, count in known.again.items() if _to_resume(sweep.member(index, decided.width), count)]
@@ -264,11 +267,13 @@ def resume_sweep(sweep: SweepDirectory) -> list[str]:
                     idle += 1
                 else:
                     again.append([index_of(run.name), known.submissions])
-        if not again and not idle:
+        known_now = read_progress(sweep)
+        goes_on = sweep.is_search and known_now.searched is None and known_now.cancelled
+        if not again and not idle and not goes_on:
             raise UserError(
                 f"no member of {sweep.name} failed or was cancelled", remedy=f"See `dlhpc status {sweep.name}`."
             )
-        if read_progress(sweep).cancelled:  # what had been held was cancelled: nothing is left that could be released
+        if known_now.cancelled:  # what had been held was cancelled: nothing is left that could be released
             log(sweep, SweepEvent.RELEASED)
         log(sweep, SweepEvent.RESUMED, again=again)
     return go_on(sweep)

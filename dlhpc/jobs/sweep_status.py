@@ -13,7 +13,7 @@ from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import read_journal
 from dlhpc.runs.measures import better
 from dlhpc.runs.state import RunState, progress
-from dlhpc.runs.sweep import SweepDirectory, SweepProgress, index_of, read_progress
+from dlhpc.runs.sweep import SweepDirectory, SweepProgress, index_of, read_progress, read_record
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,25 @@ class SweepStatus:
     """Of the arrays, else of members that have one."""
     held: bool = False
     """`dlhpc hold` keeps those that wait from being submitted."""
+    more: int | None = None
+    """Of a search that goes on: members that may still follow."""
+    searched: str | None = None
+    """Of a search that has ended: why."""
 
     @property
     def is_over(self) -> bool:
         """Nothing of the sweep is or will be in the queue."""
-        return not self.waiting and all(one.state.is_over for one in self.members)
+        return not self.waiting and self.more is None and all(one.state.is_over for one in self.members)
 
     def sentence(self) -> str:
         """``12 finished, 3 running, 1 failed``."""
         parts = [f"{count} {state.value}" for state, count in self.counts.items() if count]
         if self.waiting:
             parts.append(f"{len(self.waiting)} to be submitted{' after `dlhpc release`' if self.held else ''}")
+        if self.more:
+            parts.append(f"up to {self.more} to be decided")
+        if self.searched:
+            parts.append(f"search over: {self.searched}")
         return ", ".join(parts)
 
 
@@ -84,17 +92,22 @@ def sweep_status(sweep: SweepDirectory, found: Sequence[RunStatus] | None = None
         else:
             counts[one.state] += 1
         members.append(one)
+    more = None
+    if sweep.is_search and known.searched is None and not known.cancelled:
+        more = read_record(sweep).most - len(members)
     ids = [one.array_id for one in known.portions.values() if one.array_id is not None]
     return SweepStatus(
         sweep=sweep.name,
         path=str(sweep.path),
-        state=_overall(counts, waiting),
+        state=_overall(counts, waiting=bool(waiting) or more is not None),
         members=members,
         counts=counts,
         waiting=waiting,
         best=_best(sweep, members),
         job_ids=[*ids, *(one.job_id for index, one in enumerate(members) if index in known.taken and one.job_id)],
         held=bool(known.held),
+        more=more,
+        searched=known.searched,
     )
 
 
@@ -109,7 +122,7 @@ def _waits_for_turn(sweep: SweepDirectory, known: SweepProgress, submitted: set[
     return one.state is RunState.NOT_SUBMITTED and index not in submitted
 
 
-def _overall(counts: dict[RunState, int], waiting: set[str]) -> RunState:
+def _overall(counts: dict[RunState, int], *, waiting: bool) -> RunState:
     """One word for all: what still moves comes before what has ended, what went wrong before what went well."""
     for state in (RunState.RUNNING, RunState.QUEUED, RunState.HELD, RunState.UNKNOWN):
         if counts[state]:

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlhpc.files import current_umask, replace_text, storage_errors
+from dlhpc.files import current_umask, fsync_folder, replace_text, storage_errors
 from dlhpc.jobs.render import render
 from dlhpc.runs.directory import FOLDERS, RunDirectory, create_run
 from dlhpc.runs.journal import Event
-from dlhpc.runs.sweep import SweepDirectory, SweepEvent, log_line
+from dlhpc.runs.sweep import SweepDirectory, SweepEvent, log_line, read_record
 
 if TYPE_CHECKING:
     from dlhpc.data.catalog import Catalog
@@ -36,6 +36,9 @@ def create_sweep(planned: PlannedSweep, runs: Path) -> SweepDirectory:
         replace_text(place.spec, planned.document.text())
         with storage_errors(final.path):
             place.log.write_text(log_line(SweepEvent.CREATED, sweep_id=record.sweep_id) + "\n", encoding="utf-8")
+            if planned.search:
+                with storage_errors(final.path):
+                    place.generations.mkdir()
             for member in planned.members():
                 name = sweep.member_name(member.index, record.width)
                 _write_member(member, RunDirectory(hidden.path / name), RunDirectory(final.path / name), writer)
@@ -44,6 +47,26 @@ def create_sweep(planned: PlannedSweep, runs: Path) -> SweepDirectory:
     writer = _Writer(0o777 & ~current_umask())
     made = create_run(runs, record.name, fill, folders=("logs", "arrays"))
     return SweepDirectory(made.path)
+
+
+def add_members(planned: PlannedSweep, sweep: SweepDirectory) -> None:
+    """Add a generation to a search, each member appearing whole; those that are there already are left alone."""
+    writer = _Writer(0o777 & ~current_umask())
+    width = read_record(sweep).width
+    with storage_errors(sweep.path, "write"):
+        for left in sweep.path.glob(".member-*"):
+            shutil.rmtree(left)
+        ready: list[tuple[Path, Path]] = []
+        for member in planned.members():
+            final = sweep.member(member.index, width)
+            if not final.path.exists():
+                hidden = sweep.path / f".member-{member.index}"
+                _write_member(member, RunDirectory(hidden), final, writer)
+                ready.append((hidden, final.path))
+        _flush(sweep.path)
+        for hidden, path in ready:
+            hidden.rename(path)
+        fsync_folder(sweep.path)
 
 
 @dataclass

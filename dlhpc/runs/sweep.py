@@ -4,6 +4,7 @@
                  sweep.jsonl   what happened: portions submitted, cancelled, resumed …; only ever appended
                  spec.yaml     as the user asked, `sweep:` included
                  arrays/K.sh   job script of the K-th array
+                 generations/K.json  of a search: what its K-th generation tries, from 1
                  SWEEP.0000/   members: ordinary run directories, from 0000
 
 An array's submission is on record in the sweep alone, so that submitting a thousand members writes one line. Whoever
@@ -29,7 +30,7 @@ from dlhpc.errors import StorageError
 from dlhpc.files import append_lines, read_json, read_json_lines, replace_text, storage_errors
 from dlhpc.runs.directory import RunDirectory
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,20 @@ class SweepDirectory:
     def script(self, portion: int) -> Path:
         """The job script of array number ``portion``, from 1."""
         return self.path / "arrays" / f"{portion}.sh"
+
+    @property
+    def generations(self) -> Path:
+        """What a search has decided beside its first members; only a search has this folder."""
+        return self.path / "generations"
+
+    def generation(self, number: int) -> Path:
+        """The members of generation ``number``, from 1; those of generation 0 are in ``sweep.json``."""
+        return self.generations / f"{number:04d}.json"
+
+    @property
+    def is_search(self) -> bool:
+        """Whether further members are decided by how earlier ones did."""
+        return self.generations.is_dir()
 
     def exists(self) -> bool:
         return self.record.exists()
@@ -123,6 +138,10 @@ class SweepRecord:
     """Submitted held."""
     width: int
     """Digits of the members' numbers."""
+    site: str
+    """The profile's file."""
+    most: int
+    """Members at most; more than there are where a search goes on."""
     members: list[dict[str, Any]]
     """Each member's settings: dotted key of the spec → value."""
     format: int = FORMAT
@@ -141,13 +160,21 @@ def read_record(sweep: SweepDirectory) -> SweepRecord:
     try:
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']}")
-        return SweepRecord(**{one.name: value[one.name] for one in dataclasses.fields(SweepRecord)})
+        known = SweepRecord(**{one.name: value[one.name] for one in dataclasses.fields(SweepRecord)})
+        return known if known.most == len(known.members) else _with_generations(sweep, known)
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(
             f"is not a sweep of this version of dlhpc: {error}",
             where=sweep.record,
             remedy="Use the version that submitted it.",
         ) from error
+
+
+def _with_generations(sweep: SweepDirectory, first: SweepRecord) -> SweepRecord:
+    with storage_errors(sweep.generations, "list"):
+        files = sorted(sweep.generations.glob("[0-9]*.json"))
+    members = [*first.members, *(dict(settings) for file in files for settings in read_json(file))]
+    return dataclasses.replace(first, members=members)
 
 
 # --- What happened ----------------------------------------------------------------------------------------------
@@ -165,6 +192,7 @@ class SweepEvent(StrEnum):
     RESUMED = "resumed"  # again: [member, submissions it has had] of those to be submitted anew
     HELD = "held"
     RELEASED = "released"
+    SEARCHED = "searched"  # reason: why no further generation follows
 
 
 def log(sweep: SweepDirectory, event: SweepEvent, **details: Any) -> None:
@@ -224,6 +252,8 @@ class SweepProgress:
     cancelled: bool = False
     held: bool | None = None
     """None: as the spec says."""
+    searched: str | None = None
+    """Why a search has ended."""
     begun: bool = False
     """A member was submitted, or the user has asked for that since: the others follow by themselves."""
     of_member: dict[int, list[Portion]] = field(default_factory=dict)
@@ -293,6 +323,8 @@ def _take_in(known: SweepProgress, row: dict[str, Any]) -> None:
             known.held = True
         case SweepEvent.RELEASED:
             known.held = False
+        case SweepEvent.SEARCHED:
+            known.searched = str(row["reason"])
 
 
 def member_rows(

@@ -92,6 +92,62 @@ class Random(Model):
     """For each key its range, or a list to choose from."""
 
 
+class Genetic(Model):
+    """A genetic algorithm: every generation is one array of jobs, and the best so far have children."""
+
+    population: Annotated[int, Field(ge=2, le=1000)] = 12
+    """Members of each generation."""
+    generations: Annotated[int, Field(ge=1, le=1000)] = 8
+    over: Over
+    """For each key its range, or a list to choose from."""
+    seed: int = 1
+    crossover: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """How likely a child has two parents rather than one."""
+    mutation: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How likely each setting of a child is changed at random; 1 / number of settings if absent."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many generations without a better member."""
+
+    @property
+    def size(self) -> int:
+        """Members of a generation."""
+        return self.population
+
+    @property
+    def total(self) -> int:
+        """Members at most."""
+        return self.population * self.generations
+
+
+class Tpe(Model):
+    """A tree-structured Parzen estimator (Bergstra et al. 2011) by Optuna: settings are drawn where those that did
+    well are dense."""
+
+    trials: Annotated[int, Field(ge=2, le=MOST_MEMBERS)] = 48
+    """Members in all."""
+    batch: Annotated[int, Field(ge=1, le=1000)] = 8
+    """So many at a time, as one array of jobs; fewer learn more from each other, more are over sooner."""
+    over: Over
+    """For each key its range, or a list to choose from."""
+    seed: int = 1
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many batches without a better member."""
+
+    @property
+    def size(self) -> int:
+        """Members of a batch."""
+        return self.batch
+
+    @property
+    def total(self) -> int:
+        """Members at most."""
+        return self.trials
+
+
+Search = Genetic | Tpe
+"""What decides on members by how earlier ones did."""
+
+
 class Sweep(Model):
     """One spec with many settings. Keys are those of the spec, `training.batch_size`, or a last part that only one of
     them has, `batch_size`."""
@@ -102,6 +158,10 @@ class Sweep(Model):
     """These settings, one member each."""
     random: Random | None = None
     """Settings drawn at random."""
+    tpe: Tpe | None = None
+    """Settings drawn by how earlier members did."""
+    genetic: Genetic | None = None
+    """Settings bred from those of the best members."""
     cap: Annotated[int, Field(ge=1)] | None = None
     """At most so many members in the queue at a time, waiting and running; the queue's limit if absent."""
     running: Annotated[int, Field(ge=1)] | None = None
@@ -109,10 +169,24 @@ class Sweep(Model):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = [name for name in ("grid", "list", "random") if getattr(self, name) is not None]
+        given = [name for name in KINDS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"give one of `grid`, `list`, `random` (given: {', '.join(given)})")
+            kinds = ", ".join(f"`{name}`" for name in KINDS)
+            raise ValueError(f"give one of {kinds} (given: {', '.join(given)})")
         return self
+
+    @property
+    def kind(self) -> str | None:
+        """Which of the five it is; None if it names no settings."""
+        return next((name for name in KINDS if getattr(self, name) is not None), None)
+
+    @property
+    def search(self) -> Search | None:
+        """What decides on further members, for the kinds that do."""
+        return self.tpe or self.genetic
+
+
+KINDS = ("grid", "list", "random", "tpe", "genetic")
 
 
 def _six(value: float) -> float:
@@ -174,7 +248,9 @@ def _refuse(key: str, full: str) -> None:
 
 
 def count_members(sweep: Sweep) -> int:
-    """How many members; 0 for a sweep that names no settings."""
+    """How many members at most; 0 for a sweep that names no settings."""
+    if sweep.search is not None:
+        return sweep.search.total
     if sweep.list is not None:
         return len(sweep.list)
     if sweep.random is not None:
@@ -183,7 +259,8 @@ def count_members(sweep: Sweep) -> int:
 
 
 def expand(sweep: Sweep, known: Sequence[str]) -> list[Settings]:
-    """The settings of all members, keys in full; the last key of a grid changes fastest.
+    """The settings of all members, keys in full; the last key of a grid changes fastest. Of a search those of the first
+    generation, which are drawn at random.
 
     Raises :class:`UserError` for keys that mean nothing or cannot be swept, and for more than
     :data:`MOST_MEMBERS` members.
@@ -205,13 +282,21 @@ def _members(sweep: Sweep, known: Sequence[str]) -> Iterator[Settings]:
         for settings in sweep.list:
             yield dict(zip(full_keys(settings, known), settings.values()))
     elif sweep.random is not None:
-        source = random.Random(sweep.random.seed)
-        choices = list(zip(full_keys(sweep.random.over, known), sweep.random.over.values()))
-        for _ in range(sweep.random.count):
-            yield {
-                key: choice.draw(source) if isinstance(choice, Range) else source.choice(choice)
-                for key, choice in choices
-            }
+        yield from _drawn(sweep.random.over, sweep.random.seed, sweep.random.count, known)
+    elif (search := sweep.search) is not None:
+        yield from _drawn(search.over, search.seed, min(search.size, search.total), known)
+
+
+def _drawn(over: dict[str, Choice], seed: int, count: int, known: Sequence[str]) -> Iterator[Settings]:
+    source = random.Random(seed)
+    choices = list(zip(full_keys(over, known), over.values()))
+    for _ in range(count):
+        yield {key: draw(choice, source) for key, choice in choices}
+
+
+def draw(choice: Choice, source: random.Random) -> Value:
+    """A value of a range, or one of a list."""
+    return choice.draw(source) if isinstance(choice, Range) else source.choice(choice)
 
 
 def full_keys(keys: Iterable[str], known: Sequence[str]) -> list[str]:
