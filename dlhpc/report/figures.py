@@ -109,14 +109,12 @@ def figures(points: Sequence[Point], *, best: float | None, resumed: Sequence[Re
     drawn = [(chart, rows) for chart in _CHARTS if (rows := _rows(points, chart))]
     if not drawn:
         return []
-    converter = _converter()
     last = max(row["epoch"] for _, rows in drawn for row in rows)
     found = []
     for chart, rows in drawn:
         alt = _alt(chart, rows, best)
         spec = {"description": alt, **_spec(chart, rows, best, resumed, last)}
-        # Ids must be unique among all drawings of the page.
-        svg = re.sub(r'((?:id="|url\(#))(?=\w)', rf"\g<1>{chart.name}-", converter.vegalite_to_svg(spec))
+        svg = drawing(chart.name, spec)
         found.append(Figure(chart.name, chart.title, chart.japanese, alt, svg, spec))
     return found
 
@@ -208,10 +206,17 @@ def _spec(
     )
     marks = _marks(chart, best, resumed, last)
     layers: list[altair.Chart] = [*marks, line.add_params(zoom, shown), dots.add_params(near)]
-    layered = (
-        alt.layer(*layers)
-        .properties(width=WIDTH, height=HEIGHT)
-        .configure(background="transparent", font=FONT, customFormatTypes=True)
+    layered = dressed(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT))
+    spec: dict[str, Any] = layered.to_dict()
+    if chart.log and (scale := _log_scale(rows)):
+        spec["usermeta"] = {"log": scale}
+    return spec
+
+
+def dressed(chart: Any) -> Any:
+    """The chart with the fonts, colours and lines that all charts share."""
+    return (
+        chart.configure(background="transparent", font=FONT, customFormatTypes=True)
         .configure_view(stroke=None)
         .configure_axis(
             labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titlePadding=8, labelColor=INK,
@@ -220,10 +225,11 @@ def _spec(
         .configure_axisX(grid=False)
         .configure_legend(labelFontSize=13, labelColor=INK)
     )  # fmt: skip
-    spec: dict[str, Any] = layered.to_dict()
-    if chart.log and (scale := _log_scale(rows)):
-        spec["usermeta"] = {"log": scale}
-    return spec
+
+
+def drawing(name: str, spec: dict[str, Any]) -> str:
+    """The chart as SVG; ids get ``name`` before them, since they must be unique among all drawings of a page."""
+    return re.sub(r'((?:id="|url\(#))(?=\w)', rf"\g<1>{name}-", _converter().vegalite_to_svg(spec))
 
 
 def _log_scale(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -98,7 +98,7 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
     columns = max((len(row.pictures) for row in rows), default=0)
     ran = [row.ran_seconds for row in attempts if row.ran_seconds is not None]
     return (
-        _environment()
+        page_environment()
         .get_template("page.html.j2")
         .render(
             run=facts.run,
@@ -121,7 +121,7 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
             figures=drawn,
             resumed=resumed,
             charts={figure.name: figure.spec for figure in drawn},
-            vega=_safe_script(javascript()) if drawn else "",
+            vega=safe_script(javascript()) if drawn else "",
             evaluation=evaluation,
             classes=class_rows(evaluation) if evaluation else [],
             confused=most_confused(evaluation) if evaluation else [],
@@ -191,7 +191,7 @@ def _download(name: str, label: str, rows: list[list[Any]]) -> Download:
     return Download(name, label, f"data:text/csv;charset=utf-8;base64,{content}")
 
 
-def _safe_script(script: str) -> Any:
+def safe_script(script: str) -> Any:
     """Our own script as markup; nothing in it may end the element that it stands in."""
     from markupsafe import Markup
 
@@ -199,7 +199,8 @@ def _safe_script(script: str) -> Any:
 
 
 @functools.cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Where the pages' templates are, with autoescape and our filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from dlhpc.cli.report import report as report_command
 from dlhpc.errors import StorageError, UserError
 from dlhpc.jobs import search as search_module
 from dlhpc.jobs import sweep_follow
@@ -251,3 +253,38 @@ def test_somebody_elses_search_is_left_alone(world: World, monkeypatch: pytest.M
     end_all(world, sweep)
     monkeypatch.setattr(sweep_follow.os, "geteuid", lambda: 4711)
     assert go_on(sweep) == []
+
+
+# --- The report -------------------------------------------------------------------------------------------------
+
+
+def report_of(world: World, sweep: SweepDirectory) -> str:
+    answer = CliRunner().invoke(report_command, [str(sweep.path), "--site", str(world.site)])
+    assert answer.exit_code == 0, answer.output
+    return (sweep.path / "report.html").read_text()
+
+
+def test_the_report_of_a_search_names_the_best_and_shows_what_mattered(world: World) -> None:
+    world.spec.write_text(SPEC + SEARCH + "      network.name: [smallnet, lenet]\n")
+    sweep = world.create()
+    start(sweep)
+    assert "Nothing was measured yet" in report_of(world, sweep)
+    end_all(world, sweep)
+    page = report_of(world, sweep)
+    assert f"{sweep.name}.0002 reached val accuracy 32.0 %" in page
+    assert "val accuracy against learning_rate.base" in page
+    assert page.index(f"<td>{sweep.name}.0002") < page.index(f"<td>{sweep.name}.0000")  # the best first
+    assert page.count("<svg") >= 2
+
+
+def test_settings_are_shown_as_text(world: World) -> None:
+    world.spec.write_text(SPEC + "sweep: {list: [{augment.crop: null}, {data.normalize: none}]}\n")
+    sweep = world.create()
+    start(sweep)
+    end_all(world, sweep)
+    record = json.loads(sweep.record.read_text())
+    record["members"][0] = {"notes": "<script>alert(1)</script>"}
+    sweep.record.write_text(json.dumps(record))
+    page = report_of(world, sweep)
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
