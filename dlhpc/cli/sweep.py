@@ -66,9 +66,10 @@ def submit_sweep(planned: PlannedSweep, folder: Path, *, wait: bool, as_json: bo
     number = len(planned.record.members)
     if not as_json:
         jobs = f"job {ids[0]}" if len(ids) == 1 else f"jobs {ids[0]} … {ids[-1]}" if ids else "no job yet"
-        click.echo(
-            f"Submitted {sweep.name}, a sweep of {number} member{'' if number == 1 else 's'}, as {jobs}\n  {sweep.path}"
-        )
+        most = planned.record.most
+        members = f"{number} member{'' if number == 1 else 's'}"
+        what = f"a sweep of {members}" if most == number else f"a search of up to {most} members, {number} at first"
+        click.echo(f"Submitted {sweep.name}, {what}, as {jobs}\n  {sweep.path}")
         now = sweep_status(sweep)
         if now.waiting:
             how = (
@@ -232,11 +233,17 @@ def how_submitted(planned: PlannedSweep) -> str:
     number = len(record.members)
     at_a_time = "" if record.cap is None else f", at most {record.cap} of them in the queue at a time"
     running = "" if record.running is None else f", at most {record.running} running at a time"
+    further = ""
+    if record.most > number:
+        further = f" Further generations of {number} are decided by the results, up to {record.most} members in all."
     if record.portion == 1:
-        return f"{number} members, submitted one by one to {planned.site.name} ({record.scheduler}){at_a_time}."
+        return (
+            f"{number} members, submitted one by one to {planned.site.name} ({record.scheduler}){at_a_time}.{further}"
+        )
     size = min(record.portion, number, record.cap or number)
     arrays = "one array" if size >= number else f"arrays of at most {size}"
-    return f"{number} members, submitted to {planned.site.name} ({record.scheduler}) as {arrays}{at_a_time}{running}."
+    how = f"submitted to {planned.site.name} ({record.scheduler}) as {arrays}{at_a_time}{running}"
+    return f"{number} members, {how}.{further}"
 
 
 def first_script(planned: PlannedSweep) -> str:

@@ -29,7 +29,7 @@ from dlhpc.envs.verify import verify
 from dlhpc.errors import CommandError, StorageError, UserError
 from dlhpc.files import storage_errors
 
-_OWN_EXTRAS = ("train", "report")
+_OWN_EXTRAS = ("train", "report", "search")
 _REPEAT = "See the log; then repeat the command, it continues."
 
 

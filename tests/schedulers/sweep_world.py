@@ -31,11 +31,15 @@ name=${{3##*.}}
 }}
 [ ! -f "$3/../../$name.breaks" ] || [ "$DLHPC_ATTEMPT" != 1 ] || exit 65
 exec {sys.executable} -c '
-import os, sys
+import json, math, os, sys
 from pathlib import Path
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, record
-record(RunDirectory(Path(sys.argv[1])), Event.FINISHED, attempt=int(os.environ["DLHPC_ATTEMPT"]), code=0)
+from dlhpc.runs.plan import read_plan
+run = RunDirectory(Path(sys.argv[1]))
+loss = (math.log10(read_plan(run.plan).base_rate) + 2) ** 2
+(run.checkpoints / "best.json").write_text(json.dumps(dict(measure="val_loss", value=loss, epoch=1.0)))
+record(run, Event.FINISHED, attempt=int(os.environ["DLHPC_ATTEMPT"]), code=0)
 ' "$3"
 """
 
@@ -84,6 +88,21 @@ class World:
         return SweepDirectory(
             Path(json.loads(self.dlhpc("submit", "cars.yaml", "--sweep", f"lr={rates}", "--json", *words))["path"])
         )
+
+
+SEARCH = """\
+sweep:
+  genetic:
+    population: 4
+    generations: 3
+    over: {lr: {low: 0.00001, high: 1.0, log: true}}
+"""
+
+
+def search(world: World) -> SweepDirectory:
+    """A search of three generations, submitted."""
+    world.spec.write_text(world.spec.read_text() + SEARCH)
+    return SweepDirectory(Path(json.loads(world.dlhpc("submit", "cars.yaml", "--json"))["path"]))
 
 
 def until(true: Callable[[], object], seconds: float = 60) -> None:

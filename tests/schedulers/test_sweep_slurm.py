@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import time
@@ -14,8 +15,8 @@ from dlhpc.jobs.follow import statuses
 from dlhpc.jobs.sweep_status import SweepStatus, sweep_status
 from dlhpc.runs.journal import read_journal
 from dlhpc.runs.state import RunState
-from dlhpc.runs.sweep import SweepDirectory, read_record
-from tests.schedulers.sweep_world import World, over, until
+from dlhpc.runs.sweep import SweepDirectory, read_progress, read_record
+from tests.schedulers.sweep_world import World, over, search, until
 from tests.slurm_cluster import SlurmCluster, temporary_cluster
 
 
@@ -87,6 +88,20 @@ def record_one_checkpoint(journal: Path) -> None:
     """An attempt that saved nothing new would not be continued."""
     with journal.open("a") as file:
         file.write('{"time": "2026-01-01T00:00:00+00:00", "event": "checkpointed", "attempt": 1}\n')
+
+
+def test_each_generation_of_a_search_is_one_array_that_the_one_before_submits(
+    world: World, cluster: SlurmCluster
+) -> None:
+    sweep = search(world)
+    # Nobody looks: the last job of each generation decides on the next.
+    until(lambda: read_progress(sweep).searched is not None and not queue(cluster))
+    progress = read_progress(sweep)
+    assert [len(portion.members) for portion in progress.portions.values()] == [4, 4, 4]
+    now = sweep_status(sweep)
+    assert now.sentence() == "12 finished, search over: all 12 members are tried"
+    losses = [(math.log10(one["learning_rate.base"]) + 2) ** 2 for one in read_record(sweep).members]
+    assert min(losses[4:]) < min(losses[:4])  # as the stand-in for training measures them
 
 
 def test_a_failed_member_is_submitted_alone(world: World) -> None:
