@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from dlhpc.data import packed
-from dlhpc.files import replace_json
+from dlhpc.data import index, pack_rows, packed, shards, writing
+from dlhpc.data.catalog import Catalog
+from dlhpc.data.samples import Boxes, join_boxes
 from dlhpc.runs.curves import read_points
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import read_journal
@@ -23,27 +25,102 @@ from dlhpc.spec.models import Spec
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def write_packed(folder: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], classes: list[str]) -> packed.Packed:
-    """A packed dataset of (N×C×H×W pictures, labels) per split."""
-    folder.mkdir(parents=True)
-    pictures = np.concatenate([splits[name][0] for name in packed.SPLITS if name in splits])
-    labels = np.concatenate([splits[name][1] for name in packed.SPLITS if name in splits]).astype(np.int64)
-    ranges, start = {}, 0
-    for name in packed.SPLITS:
-        count = len(splits[name][1]) if name in splits else 0
-        ranges[name] = (start, start + count)
-        start += count
-    train = splits["train"][0] / np.iinfo(pictures.dtype).max
-    (folder / packed.PICTURES).write_bytes(np.ascontiguousarray(pictures).tobytes())
-    np.save(folder / packed.LABELS, labels)
-    np.save(folder / packed.MEAN_IMAGE, train.mean(axis=0).astype(np.float32))
-    replace_json(folder / packed.PATHS, [f"/pictures/{number}.png" for number in range(len(labels))])
-    index = packed.Index(
-        str(pictures.dtype), sys.byteorder, pictures.shape, classes, ranges, [],
-        train.mean(axis=(0, 2, 3)).tolist(), train.std(axis=(0, 2, 3)).tolist(), "0" * 64,
+def write_packed(
+    folder: Path,
+    splits: dict[str, tuple[np.ndarray, Any]],
+    classes: list[str],
+    *,
+    task: str = "classification",
+    several_labels: bool = False,
+    target_names: list[str] | None = None,
+    per_shard: int = 1000,
+) -> packed.Packed:
+    """A packed dataset of (N×C×H×W pictures uint8 or uint16, targets) per split; targets as ``Packed.targets`` gives
+    them: class numbers n, uint8 n×K with ``several_labels``, float64 n×T for regression, ``Boxes`` for detection."""
+    folder.mkdir(parents=True, exist_ok=True)
+    present = [name for name in packed.SPLITS if name in splits]
+    pictures = np.concatenate([splits[name][0] for name in present])
+    samples, sources = np.zeros(len(pictures), packed.SAMPLE), np.zeros(len(pictures), packed.SOURCE)
+    shards_ = []
+    for first in range(0, len(pictures), per_shard):
+        part = np.ascontiguousarray(pictures[first : first + per_shard])
+        content = shards.npy_header(part.dtype, part.shape) + part.tobytes()
+        file = f"pictures-{len(shards_):05d}.npy"
+        (folder / file).write_bytes(content)
+        here = slice(first, first + len(part))
+        samples["shard"][here], samples["length"][here] = len(shards_), part[0].nbytes
+        samples["offset"][here] = shards.HEADER_BYTES + np.arange(len(part)) * part[0].nbytes
+        sources["checksum"][here] = [np.frombuffer(packed.checksum(picture.tobytes()), np.uint8) for picture in part]
+        shards_.append(index.Shard(file, len(content), len(part), packed.checksum(content).hex()))
+    train = splits["train"][0]
+    values = np.stack(
+        [np.bincount(train[:, channel].ravel(), minlength=np.iinfo(train.dtype).max + 1)
+         for channel in range(train.shape[1])]
     )  # fmt: skip
-    replace_json(folder / packed.INDEX, vars(index))
+    mean, std, histogram = writing.value_statistics(values)
+    targets = _joined([splits[name][1] for name in present], task, several_labels)
+    names = (target_names or [f"y{n}" for n in range(targets.shape[1])]) if task == "regression" else []
+    _, channels, height, width = pictures.shape
+    about = index.Index(
+        kind="pictures", task=task, storage="raw", dtype=str(pictures.dtype), byte_order=sys.byteorder,
+        classes=classes, counts={}, class_counts={}, mean=mean, std=std, shards=shards_, files={}, fingerprint="",
+        several_labels=several_labels, target_names=names, channels=channels, height=height, width=width,
+        color="rgb" if channels == 3 else "grey", resize="squash", histogram=histogram,
+        **_target_statistics(splits["train"][1], task),
+    )  # fmt: skip
+    paths = [f"/pictures/{number}.png" for number in range(len(pictures))]
+    table = writing.Table(samples, sources, paths, targets, _counts(splits))
+    arrays = {"sums": train.sum(axis=0, dtype=np.int64), "values": values}
+    writing.write_index(folder, writing.write_table(folder, about, table, arrays))
     return packed.open_packed(folder)
+
+
+def write_packed_table(
+    folder: Path,
+    splits: dict[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    task: str = "regression",
+    classes: list[str] | None = None,
+    several_labels: bool = False,
+    features: list[str] | None = None,
+    target_names: list[str] | None = None,
+    coding: dict[str, Any] | None = None,
+) -> packed.Packed:
+    """A packed table of (rows n×F, targets) per split; mean and σ of every feature are those of the training rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, targets = splits["train"]
+    statistics = {"target_mean": [], "target_std": [], **_target_statistics(targets, task)}
+    coded = SimpleNamespace(
+        inputs={name: rows for name, (rows, _) in splits.items()},
+        targets={name: _joined([values], task, several_labels) for name, (_, values) in splits.items()},
+        origins={name: [f"/table.csv:{n}" for n in range(len(rows))] for name, (rows, _) in splits.items()},
+        features=features or [f"x{n}" for n in range(rows.shape[1])],
+        mean=rows.mean(axis=0, dtype=np.float64), std=packed.never_zero(rows.std(axis=0, dtype=np.float64)),
+        coding=coding, notes=[], changed=[], **statistics,
+    )  # fmt: skip
+    names = (target_names or [f"y{n}" for n in range(coded.targets["train"].shape[1])]) if task == "regression" else []
+    catalog = Catalog(classes or [], {}, task=task, several_labels=several_labels, target_names=names, kind="table")  # type: ignore[arg-type]
+    writing.write_index(folder, pack_rows.write_rows(folder, catalog, coded))
+    return packed.open_packed(folder)
+
+
+def _joined(parts: list[Any], task: str, several_labels: bool) -> Any:
+    if isinstance(parts[0], Boxes):
+        return join_boxes([boxes.of(picture) for boxes in parts for picture in range(len(boxes))])
+    if task == "regression":
+        return np.concatenate([np.asarray(part, np.float64).reshape(len(part), -1) for part in parts])
+    return np.concatenate(parts).astype(np.uint8 if several_labels else np.int64)
+
+
+def _target_statistics(targets: Any, task: str) -> dict[str, Any]:
+    if task != "regression":
+        return {}
+    mean, std = writing.target_statistics(_joined([targets], task, False))
+    return {"target_mean": mean, "target_std": std}
+
+
+def _counts(splits: dict[str, Any]) -> dict[str, int]:
+    return {name: len(splits[name][1]) if name in splits else 0 for name in packed.SPLITS}
 
 
 def stripes(count: int, classes: int = 4, size: int = 16, channels: int = 1, seed: int = 0) -> tuple[Any, Any]:

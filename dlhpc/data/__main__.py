@@ -1,4 +1,4 @@
-"""``python -m dlhpc.data RUN``: pack the run's pictures; the job script does this once, before the ranks start."""
+"""``python -m dlhpc.data RUN``: pack the run's data; the job script does this once, before the ranks start."""
 
 import contextlib
 import logging
@@ -8,13 +8,15 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from dlhpc.data.catalog import Catalog
 from dlhpc.data.pack import SHOWN, Preparation, pack
-from dlhpc.data.packed import Packed
+from dlhpc.data.pack_rows import pack_rows
+from dlhpc.data.packed import Packed, open_packed
 from dlhpc.data.splits import SPLITS
 from dlhpc.errors import AttemptExit, DlhpcError, StorageError, UserError
 from dlhpc.files import read_json
@@ -54,22 +56,34 @@ class _Progress:
 def pack_run(run: RunDirectory, attempt: int) -> None:
     """Pack what the plan of ``run`` asks for; broken pictures that are skipped become warnings in its journal."""
     plan = read_plan(run.plan)
-    folder = Path(plan.dataset.packed)
     began = time.monotonic()
-    with pack(
-        Catalog.read(run.catalog),
-        _preparation(plan),
-        folder,
-        key=plan.dataset.key,
-        threads=max(1, plan.cores_per_rank * plan.ranks_per_node),
-        progress=_Progress(),
-        trained_on=_fingerprint(run),
-    ) as packed:
-        _warn_of_skipped(run, attempt, packed)
+    with _packed(run, plan) as packed:
+        _warn(run, attempt, packed)
         counts = ", ".join(f"{packed.count(split)} {split}" for split in SPLITS)
-        color = "grey" if packed.channels == 1 else "rgb"
-        kind = f"{color} {packed.width}×{packed.height}, {packed.dtype.itemsize * 8} bits"
-        print(f"packed pictures: {counts} ({kind}) in {folder}, {time.monotonic() - began:.1f} s", flush=True)
+        seconds = time.monotonic() - began
+        print(f"packed {described(packed)}: {counts} in {packed.folder}, {seconds:.1f} s", flush=True)
+
+
+def described(packed: Packed) -> str:
+    """What a packed dataset holds: ``pictures (rgb 256×256, 8 bits)``, ``rows (8 features)``."""
+    if packed.kind == "table":
+        return f"rows ({len(packed.features)} features)"
+    stored = "" if packed.storage == "raw" else f", kept as {packed.storage.upper()}"
+    size = f"{packed.width}×{packed.height}, {packed.dtype.itemsize * 8} bits"
+    return f"pictures ({packed.index.color} {size}{stored})"
+
+
+def _packed(run: RunDirectory, plan: Plan) -> Packed:
+    """What the run trains on, made now if it is not there."""
+    catalog = Catalog.read(run.catalog)
+    folder, key, trained_on = Path(plan.dataset.packed), plan.dataset.key, _fingerprint(run)
+    if catalog.packed is not None:
+        return open_packed(folder, catalog.packed.fingerprint)
+    if catalog.kind == "table":
+        return pack_rows(catalog, plan.spec["data"]["table"], folder, key=key, trained_on=trained_on)
+    threads = max(1, plan.cores_per_rank * plan.ranks_per_node)
+    how = preparation(plan.spec.get("data", {}))
+    return pack(catalog, how, folder, key=key, threads=threads, progress=_Progress(), trained_on=trained_on)
 
 
 def _fingerprint(run: RunDirectory) -> str | None:
@@ -80,15 +94,16 @@ def _fingerprint(run: RunDirectory) -> str | None:
     return None
 
 
-def _preparation(plan: Plan) -> Preparation:
+def preparation(data: Mapping[str, Any]) -> Preparation:
+    """How the ``data`` of a spec wants pictures to be brought to one shape."""
     try:
-        data = plan.spec["data"]
         return Preparation(
             color=None if data["color"] == "auto" else data["color"],
             height=int(data["height"]),
             width=int(data["width"]),
             resize=data["resize"],
             skip_broken=data["broken"] == "skip",
+            storage=data.get("storage", "raw"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -96,14 +111,16 @@ def _preparation(plan: Plan) -> Preparation:
         ) from error
 
 
-def _warn_of_skipped(run: RunDirectory, attempt: int, packed: Packed) -> None:
-    """Name them once in a run's journal, also when another run packed them."""
+def _warn(run: RunDirectory, attempt: int, packed: Packed) -> None:
+    """Name what was left out once in a run's journal, also when another run packed it."""
     skipped = packed.skipped
-    if not skipped:
-        return
-    messages = [f"skipped picture {path}: {reason}" for path, reason in skipped[:SHOWN]]
+    what = "picture" if packed.kind == "pictures" else "row"
+    messages = [f"skipped {what} {path}: {reason}" for path, reason in skipped[:SHOWN]]
     if len(skipped) > SHOWN:
-        messages.append(f"skipped {len(skipped) - SHOWN} more broken pictures; all are in {packed.folder}/index.json")
+        messages.append(f"skipped {len(skipped) - SHOWN} more broken {what}s; all are in {packed.folder}/index.json")
+    messages += packed.index.notes
+    if not messages:
+        return
     told = {entry.details.get("message") for entry in read_journal(run)[0] if entry.event == Event.WARNING}
     for message in messages:
         print(f"warning: {message}", flush=True)
@@ -128,7 +145,7 @@ def main(arguments: Sequence[str]) -> int:
         return AttemptExit.FINISHED
     except _Interrupted as interrupted:
         name = signal.Signals(interrupted.number).name
-        print(f"packing was stopped by {name}; nothing half-written was left", file=sys.stderr)
+        print(f"packing was stopped by {name}; the next attempt goes on from what is finished", file=sys.stderr)
         return 128 + interrupted.number
     except DlhpcError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -136,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
         return error.attempt_exit
     except Exception as error:  # noqa: BLE001  # the journal must know of our bugs too
         traceback.print_exc()
-        _record_failure(run, attempt, 1, f"packing the pictures crashed: {error!r}")
+        _record_failure(run, attempt, 1, f"packing the data crashed: {error!r}")
         return 1
 
 

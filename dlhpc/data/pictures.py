@@ -26,7 +26,8 @@ from dlhpc.errors import DataError, DlhpcError, UserError
 from dlhpc.files import storage_errors
 
 Color = Literal["grey", "rgb"]
-Resize = Literal["squash", "crop", "fill", "half_crop"]
+Resize = Literal["squash", "crop", "fill", "half_crop", "pad"]
+Storage = Literal["raw", "jpeg", "png"]
 Values = NDArray[Any]
 """H×W×C, C = 1 or 3, uint8 or uint16 at full scale."""
 
@@ -55,14 +56,19 @@ def read_picture(path: str, color: Color, height: int, width: int, resize: Resiz
 
     Resizing is bilinear and antialiased. ``resize`` means what it does in NVIDIA DIGITS: ``squash`` ignores the aspect
     ratio, ``crop`` fills the frame and cuts what stands out, ``fill`` shows all and leaves bars (black here, noise in
-    DIGITS), ``half_crop`` scales by the mean of both ratios and so cuts one side and leaves bars at the other.
+    DIGITS), ``half_crop`` scales by the mean of both ratios and so cuts one side and leaves bars at the other. ``pad``
+    is ours: the picture stays as it is in the upper left corner, or is shrunk if too large, and the rest is black.
 
     Raises :class:`BrokenPicture` for what is empty, truncated, no picture or far too large, :class:`UserError` if a
     needed decoder is not installed, :class:`StorageError` if the file system fails.
     """
-    values = _as_color(decode(path), color)
-    window = _window(values.shape[0], values.shape[1], height, width, resize)
-    return np.ascontiguousarray(np.moveaxis(_resized(values, window, height, width), 2, 0))
+    return fitted(as_color(decode(path), color), height, width, resize)
+
+
+def fitted(values: Values, height: int, width: int, resize: Resize) -> Pictures:
+    """A decoded picture as C×``height``×``width``, contiguous; see :func:`read_picture`."""
+    frame = window(values.shape[0], values.shape[1], height, width, resize)
+    return np.ascontiguousarray(np.moveaxis(_resized(values, frame, height, width), 2, 0))
 
 
 def is_grey(values: Values) -> bool:
@@ -72,7 +78,11 @@ def is_grey(values: Values) -> bool:
 
 def decode(path: str) -> Values:
     """The picture at its own size, upright and opaque: H×W×1 or H×W×3. Errors as for :func:`read_picture`."""
-    content = _content(path)
+    return decode_content(file_content(path), path)
+
+
+def decode_content(content: bytes, path: str) -> Values:
+    """As :func:`decode`, from the bytes of the file; ``path`` is only for messages."""
     try:
         return _decoded(content, path)
     except (DlhpcError, MemoryError):
@@ -91,7 +101,7 @@ def decode(path: str) -> Values:
 _TOO_LARGE = f"claims to have more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels"
 
 
-def _content(path: str) -> bytes:
+def file_content(path: str) -> bytes:
     """The whole file in one read; what is wrong with this one file is broken, the rest is the file system's fault."""
     try:
         with storage_errors(show_path(path), "read"), open(path, "rb") as file:
@@ -154,7 +164,7 @@ def _array(image: Image.Image, path: str) -> Values:
 
 
 def _deep_png(content: bytes) -> Values:
-    values = np.asarray(_imagecodecs().png_decode(content))
+    values = np.asarray(imagecodecs().png_decode(content))
     values = values[:, :, None] if values.ndim == 2 else values
     if values.shape[2] in (2, 4):
         return _over_white(values[:, :, :-1], values[:, :, -1:])
@@ -190,7 +200,7 @@ def _tiff(content: bytes, path: str) -> Values:
             values = page.asarray()
         except ValueError as error:
             if "imagecodecs" in str(error):
-                _imagecodecs()  # says kindly that it is missing
+                imagecodecs()  # says kindly that it is missing
             raise
         tag = page.tags.get(_ORIENTATION)
         values = values[:, :, None] if page.axes == "YX" else np.moveaxis(values, page.axes.index("S"), 2)
@@ -204,7 +214,8 @@ def _tiff(content: bytes, path: str) -> Values:
         return _upright(values[:, :, :colors], 1 if tag is None else int(tag.value))
 
 
-def _imagecodecs() -> Any:
+def imagecodecs() -> Any:
+    """The package, or a :class:`UserError` that says how to get it."""
     try:
         return importlib.import_module("imagecodecs")
     except ImportError as error:
@@ -280,14 +291,15 @@ def _upright(values: Values, orientation: int) -> Values:
             return values
 
 
-def _as_color(values: Values, color: Color) -> Values:
+def as_color(values: Values, color: Color) -> Values:
+    """One channel for grey, three for rgb."""
     channels = values.shape[2]
     if color == "rgb":
         return np.repeat(values, 3, axis=2) if channels == 1 else values
     return values if channels == 1 else np.rint(values @ _LUMA).astype(values.dtype)[:, :, None]
 
 
-class _Window(NamedTuple):
+class Window(NamedTuple):
     """Which part of the source (pixels, may be fractions) fills which part of the frame; the rest stays black."""
 
     box: tuple[float, float, float, float]
@@ -298,20 +310,23 @@ class _Window(NamedTuple):
     columns: int
 
 
-def _window(height: int, width: int, to_height: int, to_width: int, resize: Resize) -> _Window:
-    """Geometry of ``resize`` from ``height``×``width`` to ``to_height``×``to_width``; everything is centred."""
+def window(height: int, width: int, to_height: int, to_width: int, resize: Resize) -> Window:
+    """Geometry of ``resize`` from ``height``×``width`` to ``to_height``×``to_width``; centred, but for ``pad``."""
     across, down = width / to_width, height / to_height  # source pixels for each pixel of the frame
     if resize == "squash":
-        return _Window((0, 0, width, height), 0, 0, to_height, to_width)
+        return Window((0, 0, width, height), 0, 0, to_height, to_width)
+    if resize == "pad":
+        ratio = max(1.0, across, down)
+        return Window((0, 0, width, height), 0, 0, max(1, round(height / ratio)), max(1, round(width / ratio)))
     ratio = {"crop": min(across, down), "fill": max(across, down), "half_crop": (across + down) / 2}[resize]
     used_width, used_height = min(width, to_width * ratio), min(height, to_height * ratio)
     columns, rows = max(1, round(used_width / ratio)), max(1, round(used_height / ratio))
     left, top = (width - used_width) / 2, (height - used_height) / 2
     box = (left, top, left + used_width, top + used_height)
-    return _Window(box, (to_height - rows) // 2, (to_width - columns) // 2, rows, columns)
+    return Window(box, (to_height - rows) // 2, (to_width - columns) // 2, rows, columns)
 
 
-def _resized(values: Values, window: _Window, height: int, width: int) -> Values:
+def _resized(values: Values, window: Window, height: int, width: int) -> Values:
     size = (window.columns, window.rows)
     if window.box == (0, 0, *values.shape[1::-1]) and size == values.shape[1::-1]:
         inner = values

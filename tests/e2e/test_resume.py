@@ -143,7 +143,7 @@ def test_one_rank_and_two_ranks_with_the_same_global_batch(tmp_path: Path) -> No
 
 def test_an_error_on_one_rank_ends_all_of_them(tmp_path: Path) -> None:
     run = make_run(tmp_path / "broken", ranks=2)
-    packed = run.path.parent / "broken-packed" / "pictures.bin"
+    packed = run.path.parent / "broken-packed" / "pictures-00000.npy"
     packed.write_bytes(packed.read_bytes()[:-1])
     done = train(run)
     assert outcome(run) == AttemptExit.BAD_DATA

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,23 +24,16 @@ from dlhpc.data.batches import (
 )
 from dlhpc.data.packed import Packed, open_packed
 from dlhpc.spec.models import Augment
+from tests import training
 
 TRAIN, VAL, HEIGHT, WIDTH = 23, 7, 9, 8
 
 
 def write_packed(folder: Path, pictures: NDArray[Any]) -> None:
     """A packed dataset of given pictures, the first TRAIN for training and the rest for validation."""
-    pictures.tofile(folder / "pictures.bin")
-    np.save(folder / "labels.npy", np.arange(len(pictures)) % 3)
-    (folder / "pictures.json").write_text(json.dumps([f"/{number}" for number in range(len(pictures))]))
-    channels = pictures.shape[1]
-    index = {
-        "format": 1, "dtype": pictures.dtype.name, "byte_order": sys.byteorder, "shape": pictures.shape,
-        "classes": ["a", "b", "c"], "skipped": [], "mean": [0.5] * channels, "std": [0.2] * channels,
-        "ranges": {"train": [0, TRAIN], "val": [TRAIN, len(pictures)], "unseen": [len(pictures), len(pictures)]},
-        "fingerprint": "f", "key": "k",
-    }  # fmt: skip
-    (folder / "index.json").write_text(json.dumps(index))
+    labels = np.arange(len(pictures)) % 3
+    splits = {"train": (pictures[:TRAIN], labels[:TRAIN]), "val": (pictures[TRAIN:], labels[TRAIN:])}
+    training.write_packed(folder, splits, ["a", "b", "c"], per_shard=10).close()
 
 
 @pytest.fixture(params=["uint8", "uint16"])
@@ -51,8 +45,8 @@ def pictures(request: pytest.FixtureRequest) -> NDArray[Any]:
 
 @pytest.fixture
 def packed(tmp_path: Path, pictures: NDArray[Any]) -> Iterator[Packed]:
-    write_packed(tmp_path, pictures)
-    with open_packed(tmp_path) as opened:
+    write_packed(tmp_path / "set", pictures)
+    with open_packed(tmp_path / "set") as opened:
         yield opened
 
 
@@ -229,7 +223,8 @@ def test_a_window_anywhere_repeats_the_edge(top: int, left: int, height: int, wi
 
 
 def test_an_error_while_reading_ahead_reaches_the_loop(packed: Packed) -> None:
-    (packed.folder / "pictures.bin").write_bytes(b"short")
+    for shard in packed.folder.glob("pictures-*"):
+        os.truncate(shard, 140)
     with pytest.raises(Exception, match="damaged"):
         list(TrainingBatches(packed, Augment(), 1, 0, 1, 4).epoch(0))
 
@@ -246,11 +241,15 @@ def test_a_loop_that_leaves_early_leaves_no_thread_behind(packed: Packed) -> Non
 
 def test_16_bits_packed_on_a_big_endian_machine_read_the_same(tmp_path: Path) -> None:
     values = np.arange((TRAIN + VAL) * 4, dtype=np.uint16).reshape(-1, 1, 2, 2)
-    write_packed(tmp_path, values)
+    folder = tmp_path / "set"
+    write_packed(folder, values)
     other = "big" if sys.byteorder == "little" else "little"
-    values.byteswap().tofile(tmp_path / "pictures.bin")
-    index = json.loads((tmp_path / "index.json").read_text())
-    (tmp_path / "index.json").write_text(json.dumps({**index, "byte_order": other}))
-    with open_packed(tmp_path) as opened:
+    for number in range(3):
+        shard = folder / f"pictures-{number:05d}.npy"
+        content = shard.read_bytes()
+        shard.write_bytes(content[:128] + values[10 * number : 10 * number + 10].byteswap().tobytes())
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "byte_order": other}))
+    with open_packed(folder) as opened:
         (batch,) = evaluation_batches(opened, "val", Augment(), 100)
         assert np.array_equal(batch.inputs, values[TRAIN:])

@@ -1,0 +1,207 @@
+"""Writing the shards of a packed dataset, each whole or not at all.
+
+A shard is finished when its record (``NAME.npz``) lies beside it: the rows of its samples, what it adds to the
+statistics, and the checksum of the file. Who starts again after a death takes every finished shard whose file still has
+that checksum, and makes only the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlhpc.data.boxes import OneOfBoxes
+from dlhpc.data.index import Shard
+from dlhpc.data.packed import CHECKSUM_BYTES, Pictures
+from dlhpc.data.samples import Boxes, join_boxes
+from dlhpc.files import replace_bytes, storage_errors
+
+SHARD_BYTES = 1 << 30
+"""A shard grows to about this size; a picture is never cut in two."""
+SHARD_SAMPLES = 1 << 16
+HEADER_BYTES = 128
+
+ROW = np.dtype([("item", "<i8"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "u1", (CHECKSUM_BYTES,))])
+"""``item`` counts the samples of the catalogue, those of train before those of val before those of unseen."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A sample that is ready to be written."""
+
+    content: bytes | memoryview
+    checksum: bytes
+    values: Pictures
+    """C×H×W, as it will be read."""
+    boxes: OneOfBoxes | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One shard with all that is known of it."""
+
+    shard: Shard | None
+    """None if all its samples were left out."""
+    rows: NDArray[Any]
+    boxes: Boxes
+    sums: NDArray[np.int64]
+    """C×H×W, over training pictures."""
+    values: NDArray[np.int64]
+    """C×(full + 1): how often the training pictures have each value."""
+    skipped: list[tuple[str, str]]
+    changed: list[str]
+
+
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The first ``HEADER_BYTES`` bytes of a file of NumPy's format 1.0.
+
+    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape!r}, }}"
+    magic = b"\x93NUMPY\x01\x00"
+    length = HEADER_BYTES - len(magic) - 2
+    return magic + struct.pack("<H", length) + text.encode().ljust(length - 1) + b"\n"
+
+
+class ShardWriter:
+    """Takes the samples of one shard in order; ``finish`` makes it count.
+
+    The file is written under a hidden name, which is removed if the block is left by an exception.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, *, dtype: np.dtype[Any], shape: tuple[int, int, int], raw: bool, planned: int
+    ) -> None:
+        self._folder, self._name = folder, name
+        self._file_name = name + (".npy" if raw else ".bin")
+        self._hidden = folder / f".{self._file_name}.{os.getpid()}"
+        self._dtype, self._shape, self._planned = dtype, shape, planned
+        self._raw = raw
+        self._rows: list[tuple[int, int, int, bytes]] = []
+        self._boxes: list[OneOfBoxes] = []
+        self._sums = np.zeros(shape, np.int64)
+        self._values = np.zeros((shape[0], int(np.iinfo(dtype).max) + 1), np.int64)
+        self._digest = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
+        self._file = None
+        with storage_errors(folder):
+            self._file = open(self._hidden, "wb")  # noqa: SIM115  # closed by __exit__
+            self._offset = 0
+            if raw:
+                self._append(npy_header(dtype, (planned, *shape)))
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self._hidden.unlink()
+
+    def _append(self, content: bytes | memoryview) -> None:
+        assert self._file is not None
+        self._file.write(content)
+        self._digest.update(content)
+        self._offset += len(content)
+
+    def add(self, item: int, made: Made, *, train: bool) -> None:
+        """Write one sample; training pictures enter the statistics."""
+        offset = self._offset
+        with storage_errors(self._folder / self._file_name):
+            self._append(made.content)
+        self._rows.append((item, offset, len(made.content), made.checksum))
+        if made.boxes is not None:
+            self._boxes.append(made.boxes)
+        if train:
+            self._sums += made.values
+            for channel, values in enumerate(made.values):
+                self._values[channel] += np.bincount(values.ravel(), minlength=self._values.shape[1])
+
+    def finish(self, skipped: list[tuple[str, str]], changed: list[str]) -> Finished:
+        """Give the shard its name and write its record."""
+        assert self._file is not None
+        rows = np.zeros(len(self._rows), ROW)
+        for place, (item, offset, length, digest) in enumerate(self._rows):
+            rows[place] = (item, offset, length, np.frombuffer(digest, np.uint8))
+        shard = None
+        if self._rows:
+            path = self._folder / self._file_name
+            with storage_errors(path):
+                checksum = self._digest.hexdigest()
+                if self._raw and len(rows) != self._planned:
+                    self._file.seek(0)
+                    self._file.write(npy_header(self._dtype, (len(rows), *self._shape)))
+                    self._file.flush()
+                    checksum = file_checksum(self._hidden)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                os.replace(self._hidden, path)
+            shard = Shard(self._file_name, self._offset, len(rows), checksum)
+        done = Finished(shard, rows, join_boxes(self._boxes), self._sums, self._values, skipped, changed)
+        _write_record(self._folder / f"{self._name}.npz", done)
+        return done
+
+
+def file_checksum(path: Path) -> str:
+    """BLAKE2b-128 of a whole file, hex; read in large pieces."""
+    digest = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
+    for piece in pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def pieces(path: Path, size: int = 1 << 23) -> Iterator[memoryview]:
+    """A file from beginning to end; each piece may be used until the next is asked for."""
+    buffer = memoryview(bytearray(size))
+    with open(path, "rb", buffering=0) as file:
+        while got := file.readinto(buffer):
+            yield buffer[:got]
+
+
+def _write_record(path: Path, done: Finished) -> None:
+    about = {
+        "shard": None if done.shard is None else vars(done.shard),
+        "skipped": done.skipped,
+        "changed": done.changed,
+    }
+    buffer = io.BytesIO()
+    np.savez(
+        buffer, rows=done.rows, corners=done.boxes.corners, classes=done.boxes.classes, starts=done.boxes.starts,
+        sums=done.sums, values=done.values, about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+    )  # fmt: skip
+    content = buffer.getvalue()
+    replace_bytes(path, hashlib.sha256(content).digest() + content)
+
+
+def finished_shard(folder: Path, name: str) -> Finished | None:
+    """A shard that an earlier attempt finished in ``folder``; None if there is none or it is damaged."""
+    try:
+        content = (folder / f"{name}.npz").read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            return None
+        with np.load(io.BytesIO(content[32:]), allow_pickle=False) as found:
+            about = json.loads(found["about"].tobytes())
+            shard = None if about["shard"] is None else Shard(**about["shard"])
+            if shard is not None:
+                path = folder / shard.file
+                if path.stat().st_size != shard.bytes or file_checksum(path) != shard.checksum:
+                    return None
+            boxes = Boxes(found["corners"], found["classes"], found["starts"])
+            skipped = [(str(path), str(reason)) for path, reason in about["skipped"]]
+            return Finished(
+                shard, found["rows"], boxes, found["sums"], found["values"], skipped, [*map(str, about["changed"])]
+            )
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
