@@ -73,7 +73,7 @@ def make_plan(
     spec, document = load_spec(spec_file, settings)
     spec = _with_absolute_paths(spec, document, spec_file.absolute().parent)
     profile = load_site(site)
-    catalog = make_catalog(spec.data, spec_file.absolute().parent)
+    catalog = make_catalog(spec.data, spec_file.absolute().parent, spec.task)
     plan = decide(
         spec,
         profile,
