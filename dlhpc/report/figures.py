@@ -30,6 +30,7 @@ MARGIN, HEADROOM = 1.015, 1.14
 """Axes reach so much beyond the last and the highest value: dots are whole, and the words of marks stand free."""
 FEW_POINTS = 80
 """Up to so many points of a curve are drawn as dots too; more would hide the line, and show only under the pointer."""
+_DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1]]
 WHOLE = "datum.value % 1 ? '' : format(datum.value, 'd')"
 """Labels for whole epochs only: below three epochs Vega sets ticks at halves, whatever the least step."""
 ZOOM = "wheel![event.ctrlKey]"
@@ -74,7 +75,7 @@ _CHARTS = (
         "loss",
         "Loss",
         "損失（小さいほど良い）",
-        "Loss (cross-entropy, nats)",
+        "Loss",
         (_Curve("train", "loss", "training", TRAIN), _Curve("val", "loss", "validation", VAL)),
         ".4~g",
         best_label=True,
@@ -86,6 +87,71 @@ _CHARTS = (
         "Accuracy (% of pictures)",
         (_Curve("train", "accuracy", "training", TRAIN), _Curve("val", "accuracy", "validation", VAL)),
         ".1%",
+        best_label=True,
+        log=False,
+    ),
+    _Chart(
+        "detection",
+        "Detection",
+        "検出（大きいほど良い）",
+        "Fraction",
+        (
+            _Curve("val", "ap50", "AP50", VAL),
+            _Curve("val", "ap", "AP (.50:.95)", TRAIN),
+            _Curve("val", "precision", "precision", "#009E73"),
+            _Curve("val", "recall", "recall", "#CC79A7"),
+            _Curve("val", "digits_map", "precision × recall, DIGITS' mAP", MARK),
+        ),
+        ".3f",
+        best_label=True,
+        log=False,
+    ),
+    _Chart(
+        "parts",
+        "Parts of the loss",
+        "損失の内訳",
+        "Loss",
+        (
+            _Curve("train", "loss_bbox", "boxes, training", TRAIN),
+            _Curve("val", "loss_bbox", "boxes, validation", VAL),
+            _Curve("train", "loss_coverage", "coverage, training", "#009E73"),
+            _Curve("val", "loss_coverage", "coverage, validation", "#CC79A7"),
+        ),
+        ".4~g",
+    ),
+    _Chart(
+        "error",
+        "Error",
+        "誤差（小さいほど良い）",
+        "Error",
+        (
+            _Curve("train", "rmse", "RMSE, training", TRAIN),
+            _Curve("val", "rmse", "RMSE, validation", VAL),
+            _Curve("val", "mae", "mean absolute error, validation", "#009E73"),
+        ),
+        ".4~g",
+        best_label=True,
+    ),
+    _Chart(
+        "r2",
+        "R², the explained part of the variance",
+        "決定係数（大きいほど良い）",
+        "R²",
+        (_Curve("train", "r2", "training", TRAIN), _Curve("val", "r2", "validation", VAL)),
+        ".4~g",
+        log=False,
+    ),
+    _Chart(
+        "labels",
+        "F1 and average precision",
+        "F値と平均適合率（大きいほど良い）",
+        "Fraction",
+        (
+            _Curve("val", "f1", "F1", VAL),
+            _Curve("val", "f1_macro", "F1, mean over classes", TRAIN),
+            _Curve("val", "map", "average precision, mean over classes", "#009E73"),
+        ),
+        ".3f",
         best_label=True,
         log=False,
     ),
@@ -159,6 +225,9 @@ def _spec(
     labels = [curve.label for curve in curves]
     accuracy = chart.name == "accuracy"
     top = 1.0 if accuracy else max((row["value"] for row in rows if row["value"] is not None), default=1.0) or 1.0
+    bottom = min(0.0, *(row["value"] for row in rows if row["value"] is not None), 0.0)
+    if chart.name == "r2":  # the first epochs may be far below zero, and say nothing
+        bottom, top = max(bottom, -1.0), 1.0
     x = alt.X(
         "epoch:Q",
         title="Epoch",
@@ -169,7 +238,7 @@ def _spec(
         "value:Q",
         title=chart.axis,
         axis=alt.Axis(format="%", values=[0, 0.2, 0.4, 0.6, 0.8, 1]) if accuracy else alt.Axis(format=".4~g"),
-        scale=alt.Scale(domain=[0, top * HEADROOM], nice=False),
+        scale=alt.Scale(domain=[bottom, top * HEADROOM], nice=False),
     )
     legend = (
         alt.Legend(title=None, orient="top", symbolType="stroke", symbolStrokeWidth=3, symbolSize=600)
@@ -177,7 +246,7 @@ def _spec(
         else None
     )
     colors = alt.Scale(domain=labels, range=[curve.color for curve in curves])
-    dashes = alt.Scale(domain=labels, range=[[1, 0], [6, 3]][: len(labels)])
+    dashes = alt.Scale(domain=labels, range=_DASHES[: len(labels)])
     tooltip = [
         # Without a format Vega-Lite 6.4 looks for this in the wrong place when the nearest point is asked for.
         alt.Tooltip("curve:N", title="curve", format="s", formatType="toString"),

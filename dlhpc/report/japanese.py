@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlhpc.report.verdict import FEWEST_POINTS, Verdict, VerdictKind, percent, show
+from dlhpc.report.verdict import FEWEST_POINTS, Verdict, VerdictKind, show
 
 STANDINGS = {
     "not submitted": "未投入",
@@ -40,8 +40,9 @@ def _learns(verdict: Verdict) -> tuple[str, str]:
         if verdict.has_training
         else "学習は順調です。検証損失が下がっています。"
     )
-    if verdict.accuracy is not None and verdict.best_epoch is not None:
-        sentence += f"検証の正答率は第{show(verdict.best_epoch)}エポックの{percent(verdict.accuracy)}が最高です。"
+    if verdict.value is not None and verdict.best_epoch is not None and verdict.by is not None:
+        by = verdict.by
+        sentence += f"検証の{by.japanese}は第{show(verdict.best_epoch)}エポックの{by.show(verdict.value)}が最高です。"
     advice = (
         "検証損失は最後まで下がり続けています。エポック数を増やすと、さらに良くなる可能性があります。"
         if verdict.still_falling
@@ -56,10 +57,10 @@ def _learns(verdict: Verdict) -> tuple[str, str]:
 
 
 def _overfits(verdict: Verdict) -> tuple[str, str]:
-    if verdict.guess is not None:
+    if verdict.guessed and verdict.by is not None:
         sentence = (
             "最初から過学習しています。訓練損失は下がっていますが、"
-            f"検証の結果は当てずっぽう（正答率{percent(verdict.guess)}）と変わりません。"
+            f"検証の結果は{verdict.by.guess_japanese}と変わりません。"
         )
         advice = (
             "訓練用と検証用の画像が同じ種類のもので、ラベルが正しいことを確認してください。"
@@ -91,8 +92,8 @@ def _diverges(verdict: Verdict) -> tuple[str, str]:
 
 
 def _does_not_learn(verdict: Verdict) -> tuple[str, str]:
-    guess = f"（正答率{percent(verdict.guess)}）" if verdict.guess is not None else ""
-    sentence = f"学習できていません。検証の結果は当てずっぽう{guess}と変わりません。"
+    guess = verdict.by.guess_japanese if verdict.by is not None else "当てずっぽう"
+    sentence = f"学習できていません。検証の結果は{guess}と変わりません。"
     advice = (
         "学習率（learning_rate.base）を10分の1にした場合と10倍にした場合、別のネットワーク、"
         "optimizer.name: adam、より多いエポック数を試してください。ラベルが正しいことも確認してください。"

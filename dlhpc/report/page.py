@@ -27,9 +27,11 @@ from dlhpc.report.collect import Evaluation, Facts, collect
 from dlhpc.report.figures import figures, javascript
 from dlhpc.report.japanese import STANDINGS, verdict_in_japanese
 from dlhpc.report.settings import settings_of
-from dlhpc.report.verdict import guessing, judge, percent, series, show
+from dlhpc.report.verdict import judge, series, show
+from dlhpc.report.yardstick import percent, yardstick
 from dlhpc.runs.curves import Point
 from dlhpc.runs.directory import RunDirectory
+from dlhpc.runs.measures import DEFAULT_BEST
 from dlhpc.runs.state import RunState, progress
 
 if TYPE_CHECKING:
@@ -88,12 +90,16 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
     plan, evaluation, unseen = facts.plan, facts.evaluation, facts.unseen
     epochs = plan.spec.get("training", {}).get("epochs")
     truths = [sum(row) for row in evaluation.confusion] if evaluation else None
-    verdict = judge(facts.points, classes=plan.dataset.classes, epochs=epochs, truths=truths)
+    task = str(plan.spec.get("task", "classification"))
+    several = bool(plan.spec.get("data", {}).get("several_labels"))
+    by = yardstick(task, plan.dataset.classes, truths, several=several)
+    best_by = plan.spec.get("training", {}).get("best") or DEFAULT_BEST.get(task, "val_loss")
+    verdict = judge(facts.points, by, epochs=epochs, best_by=best_by.removeprefix("val_"))
     attempts = attempt_rows(facts.entries, facts.provenance)
     resumed = resumptions(facts.entries, plan.steps_per_epoch)
     drawn = figures(facts.points, best=verdict.best_epoch, resumed=resumed)
-    accuracies = series(facts.points, "val", "accuracy")
-    best_accuracy = accuracies.at(verdict.best_epoch) if verdict.best_epoch is not None else None
+    measured = series(facts.points, "val", by.measure)
+    best_value = measured.at(verdict.best_epoch) if verdict.best_epoch is not None else None
     rows = unseen_rows(unseen) if unseen else []
     columns = max((len(row.pictures) for row in rows), default=0)
     ran = [row.ran_seconds for row in attempts if row.ran_seconds is not None]
@@ -108,8 +114,8 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
             verdict=verdict,
             verdict_japanese=verdict_in_japanese(verdict),
             stands_japanese=STANDINGS[stands.word],
-            guess=guessing(plan.dataset.classes, truths),
-            best_accuracy=best_accuracy,
+            by=by,
+            best_value=best_value,
             reached=max((point.epoch for point in facts.points), default=0.0),
             epochs=epochs,
             unseen=unseen,

@@ -5,8 +5,8 @@ All functions are pure. A curve is judged after smoothing, against thresholds th
 * *Smoothing* is a running median: it keeps a sudden jump where it is and removes single outliers.
 * *Noise* σ is estimated from the differences of neighbouring raw values (median absolute deviation × 1.4826 / √2),
   which a slow trend hardly touches.
-* *Guessing* is where every classifier starts: the accuracy of always naming the commonest class, and the entropy of the
-  classes as loss; 1/classes and ln(classes) where classes are equally common or their counts not known.
+* *Guessing* is where every network starts: always naming the commonest class, always saying the mean, finding nothing;
+  see :mod:`dlhpc.report.yardstick`.
 * The *scale* of a loss curve is how far it has come down from guessing (or its start, if higher) to its lowest value.
   A rise counts only if it exceeds all of: a tenth of that scale, a twentieth of the lowest value, and 3 σ. So a good
   validation loss that trembles between 0.10 and 0.12 is not called over-fitting where guessing costs 3.7.
@@ -20,7 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from dlhpc.report.yardstick import Yardstick
 from dlhpc.runs.curves import Point
+from dlhpc.runs.measures import rises
 
 FEWEST_POINTS = 3
 """With fewer finite validation losses than this nothing is said about trends."""
@@ -57,10 +59,12 @@ class Verdict:
     advice: str
     so_far: tuple[float, float] | None = None
     """Epochs reached and planned, of a training that is not over."""
-    guess: float | None = None
-    """The accuracy of guessing, where validation is no better."""
-    accuracy: float | None = None
-    """Validation accuracy at the best epoch of a network that learns."""
+    by: Yardstick | None = None
+    """What it was judged by."""
+    guessed: bool = False
+    """Validation is no better than guessing."""
+    value: float | None = None
+    """The yardstick's measure at the best epoch of a network that learns."""
     gap: float | None = None
     """By how much its training accuracy is higher there, if that matters."""
     still_falling: bool = False
@@ -153,65 +157,39 @@ def noise(curve: Series) -> float:
     return 1.4826 / math.sqrt(2) * statistics.median(abs(step - middle) for step in steps)
 
 
-def best_epoch(points: Sequence[Point]) -> float | None:
-    """Epoch of the highest validation accuracy, ties to the lower loss; without accuracies, of the lowest loss."""
+def best_epoch(points: Sequence[Point], measure: str = "accuracy") -> float | None:
+    """Epoch of the best validation by ``measure``, ties to the lower loss; of the lowest loss where it is unknown."""
     losses = series(points, "val", "loss")
-    accuracies = series(points, "val", "accuracy").finite()
-    if len(accuracies):
-        ranked = [
-            (-value, losses.at(epoch) or 0.0, epoch) for epoch, value in zip(accuracies.epochs, accuracies.values)
-        ]
+    values = series(points, "val", measure).finite()
+    sign = -1 if rises(measure) else 1
+    if len(values):
+        ranked = [(sign * value, losses.at(epoch) or 0.0, epoch) for epoch, value in zip(values.epochs, values.values)]
         return min(ranked)[2]
     finite = losses.finite()
     return min(zip(finite.values, finite.epochs))[1] if len(finite) else None
 
 
-@dataclass(frozen=True)
-class Guess:
-    """What guessing gets."""
-
-    accuracy: float
-    error: float
-    """Standard error of that accuracy; an assumed one where the number of pictures is not known."""
-    loss: float
-
-
-def guessing(classes: int, truths: Sequence[int] | None = None) -> Guess:
-    """Accuracy and cross-entropy of knowing only how common each class is; see the top of this module."""
-    total = sum(truths or ())
-    if truths is None or total == 0:
-        chance = 1 / max(classes, 2)
-        return Guess(chance, chance / 6, -math.log(chance))
-    shares = [count / total for count in truths if count > 0]
-    chance = max(shares)
-    entropy = -sum(share * math.log(share) for share in shares)
-    return Guess(chance, math.sqrt(chance * (1 - chance) / total), max(entropy, 1e-6))
-
-
 def judge(
-    points: Sequence[Point],
-    *,
-    classes: int,
-    epochs: float | None = None,
-    truths: Sequence[int] | None = None,
+    points: Sequence[Point], by: Yardstick, *, epochs: float | None = None, best_by: str | None = None
 ) -> Verdict:
-    """Judge the curves of a classification.
+    """Judge the curves of a task by its yardstick.
 
-    ``classes`` is their number; ``epochs`` how many were planned, for "so far"; ``truths`` the number of validation
-    pictures of each class, which tells what guessing costs and how far a guessed accuracy may stray.
+    ``epochs`` is how many were planned, for "so far"; ``best_by`` the measure that says which epoch is the best, if it
+    is not the yardstick's.
     """
     train, val = series(points, "train", "loss"), series(points, "val", "loss")
-    best = best_epoch(points)
-    guess = guessing(classes, truths)
-    blown = [since for since in (_blown_up(train, guess.loss), _blown_up(val, guess.loss)) if since is not None]
+    best = best_epoch(points, best_by or by.measure)
+    first = next((value for value in (*val.values, *train.values) if math.isfinite(value)), 1.0)
+    guess_loss = first if by.loss is None else by.loss
+    blown = [since for since in (_blown_up(train, guess_loss), _blown_up(val, guess_loss)) if since is not None]
     if blown:
-        return _diverges(min(blown), best, "a loss is no longer a finite, sensible number")
+        return replace(_diverges(min(blown), best, "a loss is no longer a finite, sensible number"), by=by)
 
     train, val = train.finite(), val.finite()
     if len(val) < FEWEST_POINTS:
-        return _too_early(len(val), best)
+        return replace(_too_early(len(val), best), by=by)
     reached = val.epochs[-1]
-    verdict = _judge_trends(points, train, val, best, guess)
+    verdict = replace(_judge_trends(points, train, val, best, by, guess_loss), by=by)
     if epochs is None or reached >= epochs:
         return verdict
     text = verdict.sentence[0].lower() + verdict.sentence[1:]
@@ -222,23 +200,25 @@ def judge(
     )
 
 
-def _judge_trends(points: Sequence[Point], train: Series, val: Series, best: float | None, guess: Guess) -> Verdict:
+def _judge_trends(
+    points: Sequence[Point], train: Series, val: Series, best: float | None, by: Yardstick, guess_loss: float
+) -> Verdict:
     """Judge loss curves without values that are not finite."""
-    val_trend = trend(val, guess.loss)
-    train_trend = trend(train, guess.loss) if len(train) >= FEWEST_POINTS else None
+    val_trend = trend(val, guess_loss)
+    train_trend = trend(train, guess_loss) if len(train) >= FEWEST_POINTS else None
     if train_trend is not None and train_trend.rises:
         return _diverges(train_trend.rises_since, best, "the training loss rises instead of falling")
 
-    accuracies = series(points, "val", "accuracy").finite()
-    learnt_since = _better_than_guessing(accuracies, val, guess)
-    memorises = train_trend is not None and _fell(train_trend, guess.loss) >= MEMORISED
+    measured = series(points, "val", by.measure).finite()
+    learnt_since = _better_than_guessing(measured, val, by, guess_loss)
+    memorises = train_trend is not None and _fell(train_trend, guess_loss) >= MEMORISED
     if val_trend.rises and train_trend is not None and (learnt_since is not None or memorises):
         return _overfits(val_trend.lowest_epoch, best)
     if learnt_since is None:
         if val_trend.rises and not memorises:
             return _diverges(val_trend.rises_since, best, "the validation loss rises and nothing is learnt")
-        return _memorises(val.epochs[0], best, guess.accuracy) if memorises else _does_not_learn(best, guess.accuracy)
-    return _learns(points, learnt_since, best, val_trend)
+        return _memorises(val.epochs[0], best, by) if memorises else _does_not_learn(best, by)
+    return _learns(points, learnt_since, best, val_trend, by)
 
 
 def _blown_up(curve: Series, guess_loss: float) -> float | None:
@@ -259,27 +239,21 @@ def _fell(falling: Trend, guess_loss: float) -> float:
     return (start - falling.smooth[falling.lowest]) / start
 
 
-def _better_than_guessing(accuracies: Series, losses: Series, guess: Guess) -> float | None:
+def _better_than_guessing(measured: Series, losses: Series, by: Yardstick, guess_loss: float) -> float | None:
     """Since which epoch two measurements in a row (or the last) beat guessing; None if that never happened.
 
-    Accuracies must beat it by three binomial standard errors; without accuracies the loss must be a tenth lower.
+    The measure must beat it by three standard errors; without one the loss must be a tenth lower.
     """
-    if len(accuracies):
-        beats = [value > guess.accuracy + 3 * guess.error for value in accuracies.values]
-        epochs = accuracies.epochs
+    if len(measured):
+        beats = [value > by.guess + 3 * by.error for value in measured.values]
+        epochs = measured.epochs
     else:
-        beats = [value < 0.9 * guess.loss for value in losses.values]
+        beats = [value < 0.9 * guess_loss for value in losses.values]
         epochs = losses.epochs
     for index, epoch in enumerate(epochs):
         if all(beats[index : index + 2]):
             return epoch
     return None
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """``97.5%``; it never rounds up to 100 % what is less."""
-    shown = round(share * 100, digits)
-    return f"{shown - 10.0**-digits if shown == 100 and share < 1 else shown:.{digits}f}%"
 
 
 def show(number: float) -> str:
@@ -322,36 +296,36 @@ def _overfits(since: float, best: float | None) -> Verdict:
     )
 
 
-def _memorises(since: float, best: float | None, chance: float) -> Verdict:
+def _memorises(since: float, best: float | None, by: Yardstick) -> Verdict:
     return Verdict(
         VerdictKind.OVERFITS,
         since,
         best,
         f"The network over-fits from the start (epoch {show(since)}): the training loss falls, but validation "
-        f"stays no better than guessing ({percent(chance)}).",
+        f"stays no better than {by.guess_english}.",
         "Check that training and validation pictures show the same things and have the right labels; then add pictures "
         "or augmentation, or choose a smaller network.",
-        guess=chance,
+        guessed=True,
     )
 
 
-def _does_not_learn(best: float | None, chance: float) -> Verdict:
+def _does_not_learn(best: float | None, by: Yardstick) -> Verdict:
     return Verdict(
         VerdictKind.DOES_NOT_LEARN,
         None,
         best,
-        f"The network does not learn: its validation results are no better than guessing ({percent(chance)}).",
+        f"The network does not learn: its validation results are no better than {by.guess_english}.",
         "Try learning_rate.base 10 times lower and 10 times higher, another network or optimizer.name: adam, and more "
         "epochs. Check that the labels are right.",
-        guess=chance,
+        guessed=True,
     )
 
 
-def _learns(points: Sequence[Point], since: float, best: float | None, val: Trend) -> Verdict:
-    accuracy = series(points, "val", "accuracy").at(best) if best is not None else None
+def _learns(points: Sequence[Point], since: float, best: float | None, val: Trend, by: Yardstick) -> Verdict:
+    value = series(points, "val", by.measure).at(best) if best is not None else None
     reached = (
-        f"; validation accuracy is highest at epoch {show(best)} with {percent(accuracy)}"
-        if accuracy is not None and best is not None
+        f"; validation {by.english} is highest at epoch {show(best)} with {by.show(value)}"
+        if value is not None and best is not None
         else ""
     )
     two_thirds = val.smooth[2 * (len(val.smooth) - 1) // 3]
@@ -374,7 +348,7 @@ def _learns(points: Sequence[Point], since: float, best: float | None, val: Tren
         best,
         f"The network learns: {falls}{reached}.",
         advice,
-        accuracy=accuracy,
+        value=value,
         gap=gap,
         still_falling=still_falling,
         has_training=has_training,

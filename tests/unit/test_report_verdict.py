@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlhpc.report.japanese import verdict_in_japanese
-from dlhpc.report.verdict import Verdict, VerdictKind, best_epoch, judge, percent
+from dlhpc.report.verdict import Verdict, VerdictKind, best_epoch, judge
+from dlhpc.report.yardstick import percent, yardstick
 from dlhpc.runs.curves import Point
 
 Curve = Callable[[float], float]
@@ -41,7 +42,7 @@ def fall(start: float, end: float, epochs: float) -> Curve:
 
 def say(points: Sequence[Point], classes: int = 10, **more: float) -> Verdict:
     each = int(more.get("val_count", 200)) // classes
-    return judge(points, classes=classes, epochs=more.get("epochs"), truths=[each] * classes)
+    return judge(points, yardstick("classification", classes, [each] * classes), epochs=more.get("epochs"))
 
 
 def test_a_good_training_learns() -> None:
@@ -146,7 +147,7 @@ def test_guessing_is_not_learning(seed: int) -> None:
 
 def test_always_naming_the_commonest_class_is_guessing() -> None:
     points = curves(lambda e: 0.33, lambda e: 0.33, lambda e: 0.9, epochs=10)
-    assert judge(points, classes=2, truths=[90, 10]).kind == VerdictKind.DOES_NOT_LEARN
+    assert judge(points, yardstick("classification", 2, [90, 10])).kind == VerdictKind.DOES_NOT_LEARN
 
 
 def test_a_constant_curve_that_is_good_is_no_fault() -> None:
@@ -244,6 +245,41 @@ def test_no_curve_whatsoever_breaks_it(
         for epoch, row in enumerate(values)
         for column, (split, name) in enumerate((("train", "loss"), ("val", "loss"), ("val", "accuracy")))
     ]
-    verdict = judge(points, classes=classes, truths=counts)
+    verdict = judge(points, yardstick("classification", classes, counts))
     assert verdict.sentence.endswith(".")
     assert verdict.advice
+
+
+# --- Other tasks ------------------------------------------------------------------------------------------------
+
+
+def measured(losses: Sequence[float], measure: str, values: Sequence[float]) -> list[Point]:
+    return [
+        Point(float(epoch), epoch, split, name, value, 0.0)
+        for epoch, (loss, value) in enumerate(zip(losses, values), 1)
+        for split, name, value in (("train", "loss", loss), ("val", "loss", loss), ("val", measure, value))
+    ]
+
+
+def test_a_regression_is_judged_against_the_mean() -> None:
+    falling = [math.exp(-epoch / 5) for epoch in range(20)]
+    learnt = judge(measured(falling, "r2", [1 - loss for loss in falling]), yardstick("regression", 0))
+    assert learnt.sentence == (
+        "The network learns: training and validation loss both fall; validation R² is highest at epoch 20 with 0.978."
+    )
+    assert "決定係数R²は第20エポックの0.978" in verdict_in_japanese(learnt)[0]
+    nothing = judge(measured([1.0] * 20, "r2", [0.01, -0.01] * 10), yardstick("regression", 0))
+    assert "no better than always saying the mean" in nothing.sentence
+
+
+def test_a_regression_that_is_judged_by_its_error_is_best_where_that_is_lowest() -> None:
+    points = measured([1.0, 0.5, 0.4, 0.45], "rmse", [9.0, 5.0, 4.0, 4.2])
+    assert best_epoch(points, "rmse") == 3
+
+
+def test_a_detection_is_judged_against_finding_nothing() -> None:
+    falling = [8 * math.exp(-epoch / 5) for epoch in range(20)]
+    learnt = judge(measured(falling, "ap50", [1 - loss / 8 for loss in falling]), yardstick("detection", 1))
+    assert "validation AP50 is highest at epoch 20 with 97.8%" in learnt.sentence
+    nothing = judge(measured([8.0] * 20, "ap50", [0.0] * 20), yardstick("detection", 1))
+    assert "no better than finding nothing" in nothing.sentence
