@@ -1,7 +1,7 @@
 """``index.json`` of a packed dataset: all that is small about it. Standard library only, for login nodes.
 
 Files of a packed dataset never change. What is added later lies in new files, and a new ``index.json`` names them; the
-one before stays as ``index-GENERATION.json``, so that a run which was planned with it still finds its data.
+one before stays as ``index-gGENERATION.json``, so that a run which was planned with it still finds its data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dlhpc.files import read_json
 FORMAT = 2
 INDEX = "index.json"
 
-_OLDER = re.compile(r"index-(\d+)\.json")
+_OLDER = re.compile(r"index-g(\d+)\.json")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of a file in the folder itself, whatever an index says
 
 

@@ -28,6 +28,7 @@ from dlhpc.data import shards as shard_files
 from dlhpc.data.boxes import boxes_in_frame
 from dlhpc.data.catalog import Catalog, Sample
 from dlhpc.data.encoded import encoded, stored_picture
+from dlhpc.data.folders import show_path
 from dlhpc.data.index import Index
 from dlhpc.data.packed import SAMPLE, SOURCE, Packed, checksum, open_packed
 from dlhpc.data.pictures import (
@@ -187,6 +188,8 @@ class Packing:
     progress: Progress | None = None
     prefix: str = "pictures"
     """What the shards' names begin with."""
+    leave_out: frozenset[bytes] = frozenset()
+    """Checksums of samples that are not to be written."""
     broken: list[BrokenPicture] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     _done: int = 0
@@ -268,7 +271,8 @@ class Packing:
         with writer, contextlib.closing(self._made(first, end)) as made:
             for item, sample in made:
                 self._advance(1)
-                if sample is not None and not (self.broken and not self.how.skip_broken):
+                fatal = self.broken and not self.how.skip_broken
+                if sample is not None and not fatal and sample.checksum not in self.leave_out:
                     writer.add(item, sample, train=item < self.train)
             skipped = [(fault.path, fault.reason) for fault in self.broken[already:]]
             if skipped and not self.how.skip_broken:  # all are looked for, but no shard counts any more
@@ -312,7 +316,11 @@ class Packing:
         values = as_color(decode_content(content, sample.path), self.color)
         if values.dtype != self.dtype:
             if values.dtype == np.uint16:
-                raise _Deeper(f"{sample.path} has 16 bits")
+                raise _Deeper(
+                    "has 16 bits a value, but the packed dataset has 8",
+                    where=show_path(sample.path),
+                    remedy="Pack everything anew, into another folder: it will then have 16 bits.",
+                )
             values = values.astype(np.uint16) * np.uint16(257)
         boxes = None
         if self.catalog.task == "detection":

@@ -63,13 +63,13 @@ def write_table(folder: Path, index: Index, table: Table, arrays: dict[str, NDAr
 def write_index(folder: Path, index: Index) -> None:
     """From here on the dataset is what ``index`` says; the generation before stays readable."""
     value = dataclasses.asdict(index)
-    replace_json(folder / f"index-{index.generation}.json", value)
+    replace_json(folder / f"index-g{index.generation}.json", value)
     replace_json(folder / INDEX, value)
 
 
 def file_name(name: str, generation: int, ending: str = ".npy") -> str:
     """Files of later generations have a number, since files never change."""
-    return f"{name}{ending}" if generation == 1 else f"{name}-{generation}{ending}"
+    return f"{name}{ending}" if generation == 1 else f"{name}-g{generation}{ending}"
 
 
 def save_array(folder: Path, name: str, array: NDArray[Any], generation: int = 1) -> Shard:
