@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dlhpc import __version__
 from dlhpc.data.catalog import Catalog, make_catalog
@@ -23,22 +22,17 @@ from dlhpc.jobs.header import header_of
 from dlhpc.jobs.launch import decide_launch
 from dlhpc.jobs.limits import account_faults, left_out, limits, too_large
 from dlhpc.jobs.render import comment
+from dlhpc.jobs.sources import check_code, fit_to_packed, make_paths_absolute, summary
 from dlhpc.runs.directory import placeholder_run
 from dlhpc.runs.find import find_run
-from dlhpc.runs.plan import DatasetSummary, Plan
+from dlhpc.runs.plan import Plan
 from dlhpc.schedulers.base import get_scheduler
 from dlhpc.schedulers.local_queue import offered_cores, offered_gpus
 from dlhpc.sites.load import find_site, load_site
 from dlhpc.sites.models import Queue, Site
 from dlhpc.spec.base import format_duration
-from dlhpc.spec.load import Document, load_spec
+from dlhpc.spec.load import Document, override, read_document, validate
 from dlhpc.spec.models import Spec
-
-if TYPE_CHECKING:
-    from ruamel.yaml.comments import CommentedMap
-
-DATASETS = ".datasets"
-"""Folder beside the runs that holds the packed datasets they share."""
 
 SHORT_WALLTIME_S = 120
 """Below this much of an attempt is lost to its start."""
@@ -70,10 +64,13 @@ def make_plan(
 
     ``experience`` is that of ``runs`` and the site, where the caller has it already.
     """
-    spec, document = load_spec(spec_file, settings)
-    spec = _with_absolute_paths(spec, document, spec_file.absolute().parent)
+    base = spec_file.absolute().parent
+    document = read_document(spec_file)
+    override(document, settings)
+    make_paths_absolute(document.root, base, runs, document.place)
+    spec = validate(document, Spec)
     profile = load_site(site)
-    catalog = make_catalog(spec.data, spec_file.absolute().parent, spec.task)
+    catalog = make_catalog(spec.data, base, spec.task)
     plan = decide(
         spec,
         profile,
@@ -109,6 +106,7 @@ def decide(
 
     ``experience`` with earlier runs decides the walltime where the spec leaves it open.
     """
+    spec = fit_to_packed(spec, catalog)
     job = spec.job
     queue = _queue(spec, site)
     node = site.node_of(queue)
@@ -127,7 +125,8 @@ def decide(
     if faults:
         raise ErrorList(faults)
 
-    warnings = [*catalog.notes, *left_out(spec, site)]
+    values = spec.model_dump(mode="json")
+    warnings = [*catalog.notes, *left_out(spec, site), *check_code(values)]
     if walltime < SHORT_WALLTIME_S and site.scheduler != "local":
         warnings.append(
             f"job.walltime is {format_duration(walltime)}: starting the ranks alone takes 10 to 30 s of every attempt"
@@ -153,14 +152,7 @@ def decide(
         )
     exports = {**exports, **launch.environment, **site.launcher.environment}
 
-    summary = DatasetSummary(
-        key=(key := catalog.key(spec.data)),
-        packed=str(runs / DATASETS / key),
-        classes=len(catalog.classes),
-        train=len(catalog.splits["train"]),
-        val=len(catalog.splits["val"]),
-        unseen=len(catalog.splits["unseen"]),
-    )
+    dataset = summary(spec, catalog, runs)
     if spec.learning_rate.warmup_epochs > spec.training.epochs:
         warnings.append(
             f"learning_rate.warmup_epochs is {spec.learning_rate.warmup_epochs:g}, longer than the training of "
@@ -168,14 +160,15 @@ def decide(
         )
     portion = spec.training.batch_size * spec.training.accumulate
     global_batch = portion * ranks
-    if global_batch > summary.train:
+    if global_batch > dataset.train:
+        what = "rows" if dataset.kind == "table" else "pictures"
         warnings.append(
             f"the global batch of {global_batch} ({spec.training.batch_size} × {ranks} ranks"
             f"{f' × {spec.training.accumulate} portions' if spec.training.accumulate > 1 else ''}) is larger than the "
-            f"{summary.train} training pictures: it is capped, and every epoch is a single step"
+            f"{dataset.train} training {what}: it is capped, and every epoch is a single step"
         )
-        global_batch = summary.train
-    steps_per_epoch = math.ceil(summary.train / global_batch)
+        global_batch = dataset.train
+    steps_per_epoch = math.ceil(dataset.train / global_batch)
     growth = max(1.0, global_batch / portion)
     factor = {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[spec.learning_rate.scale]
     local = site.scheduler == "local"
@@ -209,8 +202,8 @@ def decide(
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * spec.training.epochs,
         base_rate=spec.learning_rate.base * factor,
-        dataset=summary,
-        spec=spec.model_dump(mode="json"),
+        dataset=dataset,
+        spec=values,
         account=None if local else account,
         mail=None if local else job.mail,
         mail_on=[] if local or job.mail is None else list(job.mail_on),
@@ -344,24 +337,3 @@ def _base_exports(cores_per_rank: int) -> dict[str, str]:
         "HOROVOD_CYCLE_TIME": "0.5",
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _with_absolute_paths(spec: Spec, document: Document, base: Path) -> Spec:
-    """The spec and its YAML with data paths made absolute, so that the copy in the run directory works from there."""
-    data = spec.data
-    changed: dict[str, object] = {}
-    node: CommentedMap = document.root["data"]
-
-    def absolute(path: str) -> str:
-        return os.path.abspath(base / os.path.expanduser(path))
-
-    if data.folder is not None:
-        changed["folder"] = node["folder"] = absolute(data.folder)
-    for name in ("folders", "lists"):
-        source = getattr(data, name)
-        if source is None:
-            continue
-        paths = {key: absolute(path) for key, path in source.model_dump(exclude_none=True).items()}
-        node[name].update(paths)
-        changed[name] = source.model_copy(update=paths)
-    return spec.model_copy(update={"data": data.model_copy(update=changed)})

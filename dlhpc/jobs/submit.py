@@ -36,12 +36,14 @@ _PATIENCE_S = 10.0
 def create(planned: Planned, runs: Path) -> RunDirectory:
     """Make the run directory with all that was decided; nothing is submitted yet."""
     from dlhpc.jobs.render import render
+    from dlhpc.jobs.sources import keep_code
 
     def fill(hidden: RunDirectory, final: RunDirectory) -> None:
+        plan = keep_code(planned.plan, hidden, final)
         replace_text(hidden.spec, planned.document.text())
-        planned.plan.write(hidden.plan)
+        plan.write(hidden.plan)
         planned.catalog.write(hidden.catalog)
-        replace_text(hidden.script, render(planned.plan, final))
+        replace_text(hidden.script, render(plan, final))
         with storage_errors(hidden.script):
             hidden.script.chmod(0o777 & ~current_umask())
         record(hidden, Event.CREATED, run_id=planned.plan.run_id, version=planned.plan.dlhpc_version)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
-from ruamel.yaml.comments import CommentedMap
 
 from dlhpc import __version__
 from dlhpc.data.catalog import Catalog, make_catalog
 from dlhpc.errors import UserError
 from dlhpc.jobs.experience import Experience
 from dlhpc.jobs.plan import decide, kinds_of_nodes, own_template
+from dlhpc.jobs.sources import PATHS, PRETRAINED, make_paths_absolute, pinned
 from dlhpc.jobs.sweep_faults import Faults, validate_all, with_settings
 from dlhpc.runs.find import find_run
 from dlhpc.runs.plan import Plan
@@ -33,6 +32,7 @@ from dlhpc.schedulers.local_queue import offered_cores, offered_gpus
 from dlhpc.sites.load import find_site, load_site
 from dlhpc.sites.models import Node
 from dlhpc.spec.base import format_duration
+from dlhpc.spec.data import SOURCES
 from dlhpc.spec.load import Document, override, plain, read_document, validate
 from dlhpc.spec.models import Data, Spec
 from dlhpc.spec.sweep import Settings, Sweep, all_keys, count_members, expand, full_keys, read_axes
@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 DEFAULT_CAP = 10
 """Members in the queue at a time, where they are submitted one by one and nobody says otherwise."""
 
-_PATHS = ("data.folder", "data.folders.", "data.lists.")
-_CATALOG = ("folder", "folders", "lists", "split", "min_per_class", "max_per_class")
+_CATALOG = (*SOURCES, "split", "min_per_class", "max_per_class", "several_labels")
 """Keys of ``data`` that decide which pictures there are; the others only say what is made of them."""
 
 
@@ -98,7 +97,7 @@ class PlannedSweep:
                 settings = self.record.members[index]
                 with faults.of(index):
                     spec = Spec.model_validate(with_settings(self.values, settings))
-                    catalog = catalog or _KeyedCatalog.of(make_catalog(spec.data, self.base))
+                    catalog = catalog or _KeyedCatalog.of(make_catalog(spec.data, self.base, spec.task))
                     plan = decide(
                         spec, self.site, catalog, self.runs, template=self.template, experience=self.experience
                     )
@@ -178,9 +177,9 @@ def make_sweep(
         members = expand(sweep, all_keys(Spec))
     for settings in members:
         for key in settings:
-            if key.startswith(_PATHS) and isinstance(settings[key], str):
-                settings[key] = _absolute(settings[key], base)
-    _make_paths_absolute(document.root, base)
+            if key in (*PATHS, PRETRAINED) and isinstance(settings[key], str):
+                settings[key] = pinned(key, settings[key], base, runs)
+    make_paths_absolute(document.root, base, runs, document.place)
     values = plain(document)
     values.pop("sweep", None)
     _find_runs_before(values, runs)
@@ -291,22 +290,6 @@ class _SpecTexts:
         return [*pieces, (before, "")]
 
 
-def _absolute(path: str, base: Path) -> str:
-    return os.path.abspath(base / os.path.expanduser(path))
-
-
-def _make_paths_absolute(root: CommentedMap, base: Path) -> None:
-    """Paths of the user's data made absolute, in place. What is no path is left for the models to refuse."""
-    data = root.get("data")
-    if not isinstance(data, CommentedMap):
-        return
-    for node in (data, data.get("folders"), data.get("lists")):
-        if isinstance(node, CommentedMap):
-            for key in ["folder"] if node is data else list(node):
-                if isinstance(node.get(key), str):
-                    node[key] = _absolute(node[key], base)
-
-
 def _find_runs_before(values: dict[str, Any], runs: Path) -> None:
     """Runs of ``job.after`` as paths: looked for once, not once for each member."""
     job = values.get("job")
@@ -320,7 +303,7 @@ def _own_pictures(settings: Settings) -> Settings:
 
     def decides(key: str) -> bool:
         group, _, rest = key.partition(".")
-        return group == "data" and rest.split(".")[0] in _CATALOG
+        return key == "task" or (group == "data" and rest.split(".")[0] in _CATALOG)
 
     return {key: value for key, value in settings.items() if decides(key)}
 
@@ -336,7 +319,7 @@ class _KeyedCatalog(Catalog):
         return cls(**vars(catalog))
 
     def key(self, data: Data) -> str:
-        settings = data.model_dump_json(exclude={"split", "folder", "folders", "lists"})
+        settings = data.model_dump_json(exclude={"split", *SOURCES} - {"table"})
         if settings not in self._keys:
             self._keys[settings] = super().key(data)
         return self._keys[settings]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlhpc.files import current_umask, fsync_folder, replace_text, storage_errors
 from dlhpc.jobs.render import render
+from dlhpc.jobs.sources import keep_code
 from dlhpc.runs.directory import FOLDERS, RunDirectory, create_run
 from dlhpc.runs.journal import Event
 from dlhpc.runs.sweep import SweepDirectory, SweepEvent, log_line, read_record
@@ -85,9 +86,10 @@ def _write_member(member: PlannedMember, hidden: RunDirectory, final: RunDirecto
     for folder in FOLDERS:
         (hidden.path / folder).mkdir()
     hidden.spec.write_text(member.spec_text, encoding="utf-8")
-    plan = {**vars(member.plan), "dataset": vars(member.plan.dataset)}
+    made = keep_code(member.plan, hidden, final)
+    plan = {**vars(made), "dataset": vars(made.dataset)}
     hidden.plan.write_text(json.dumps(plan, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    hidden.script.write_text(render(member.plan, final), encoding="utf-8")
+    hidden.script.write_text(render(made, final), encoding="utf-8")
     hidden.script.chmod(writer.script_mode)
     created = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

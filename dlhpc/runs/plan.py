@@ -22,9 +22,16 @@ class DatasetSummary:
     packed: str
     """Folder of the packed dataset (absolute)."""
     classes: int
+    """0 for regression."""
     train: int
     val: int
     unseen: int
+    kind: str = "pictures"
+    """Or ``table``: rows of numbers."""
+    targets: int = 0
+    """Regression: how many numbers are predicted."""
+    fingerprint: str = ""
+    """Of a dataset that was packed before; empty where the run packs its own."""
 
 
 @dataclass(frozen=True)

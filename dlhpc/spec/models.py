@@ -111,32 +111,20 @@ class Spec(Model):
         if "name" in network:
             return value
         data = value.get("data")
+        if isinstance(data, dict) and data.get("packed") is not None:
+            return value  # what it holds says which network, when the plan is made
         table = data.get("table") if isinstance(data, dict) else None
-        if isinstance(table, dict) and table.get("pictures") is None:
-            name = "mlp"
-        else:
-            name = {"detection": "detectnet", "regression": "smallnet"}.get(str(value.get("task")), "alexnet")
-        return {**value, "network": {**network, "name": name}}
+        rows = isinstance(table, dict) and table.get("pictures") is None
+        return {**value, "network": {**network, "name": usual_network(str(value.get("task")), table=rows)}}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.augment.resized_crop is not None and self.augment.crop is None:
+            raise ValueError("augment.resized_crop needs augment.crop: the size that the part is brought to")
         if self.data.packed is None:  # else the data itself says what it is, when the plan is made
             _check_task(self)
-        crop, resized = self.augment.crop_size, self.augment.resized_crop
-        if resized is not None and crop is None:
-            raise ValueError("augment.resized_crop needs augment.crop: the size that the part is brought to")
-        if crop is not None and resized is None and (crop[0] > self.data.height or crop[1] > self.data.width):
-            raise ValueError(
-                f"augment.crop is {crop[1]}×{crop[0]}, larger than the picture of {self.data.width}×{self.data.height}"
-            )
-        if self.augment.quarter_turns and len({self.data.height, self.data.width}) > 1:
-            raise ValueError("augment.quarter_turns needs square pictures: data.width and data.height are not the same")
-        smallest = SMALLEST_INPUT[self.network.name]
-        if self.network.file is None and min(self.input_size) < smallest:
-            raise ValueError(
-                f"{self.network.name} needs pictures of at least {smallest}×{smallest}; "
-                f"data and augment.crop give {self.input_size[1]}×{self.input_size[0]}"
-            )
+            check_network(self, table=self.data.is_table)
+            check_sizes(self)
         return self
 
     @property
@@ -147,7 +135,7 @@ class Spec(Model):
 
 def _check_task(spec: Spec) -> None:
     """Task, data and network must be of one kind."""
-    task, data, network = spec.task, spec.data, spec.network
+    task, data = spec.task, spec.data
     if (task == "detection") != (data.kitti is not None):
         raise ValueError(
             "task detection needs boxes: data.kitti (or a packed dataset with boxes)"
@@ -156,19 +144,47 @@ def _check_task(spec: Spec) -> None:
         )
     if task == "regression" and data.table is None and data.lists is None:
         raise ValueError("task regression needs numbers to learn: data.table, or data.lists with numbers")
+    if data.several_labels and (task != "classification" or (data.lists is None and data.table is None)):
+        raise ValueError("data.several_labels is for task classification with data.lists or data.table")
+
+
+def usual_network(task: str, *, table: bool) -> NetworkName:
+    """The network of a task where none is named; ``table`` for rows of numbers."""
+    if table:
+        return "mlp"
+    usual: dict[str, NetworkName] = {"detection": "detectnet", "regression": "smallnet"}
+    return usual.get(task, "alexnet")
+
+
+def check_network(spec: Spec, *, table: bool) -> None:
+    """:class:`ValueError` if network or augmentation are not for such samples; ``table`` for rows of numbers."""
+    task, network = spec.task, spec.network
     if network.file is None:
         if (task == "detection") != (network.name in DETECTORS):
             kind = ", ".join(DETECTORS)
             raise ValueError(
                 f"network.name is {network.name}; the networks for detection are {kind}, for no other task"
             )
-        if (network.name == "mlp") != data.is_table:
+        if (network.name == "mlp") != table:
             raise ValueError(
                 f"network.name is {network.name}; rows of a table need mlp, and mlp needs rows of a table, not pictures"
             )
-    if data.several_labels and (task != "classification" or (data.lists is None and data.table is None)):
-        raise ValueError("data.several_labels is for task classification with data.lists or data.table")
     if spec.augment.mixup and task == "detection":
         raise ValueError("augment.mixup mixes whole pictures, which is not for task detection")
-    if data.is_table and spec.augment != Augment(mixup=spec.augment.mixup):
+    if table and spec.augment != Augment(mixup=spec.augment.mixup):
         raise ValueError("augment varies pictures; for rows of a table only augment.mixup can be used")
+
+
+def check_sizes(spec: Spec) -> None:
+    """:class:`ValueError` if the network or ``augment`` cannot work with pictures of ``data.width`` and ``height``."""
+    data, crop = spec.data, spec.augment.crop_size
+    if crop is not None and spec.augment.resized_crop is None and (crop[0] > data.height or crop[1] > data.width):
+        raise ValueError(f"augment.crop is {crop[1]}×{crop[0]}, larger than the picture of {data.width}×{data.height}")
+    if spec.augment.quarter_turns and len({data.height, data.width}) > 1:
+        raise ValueError("augment.quarter_turns needs square pictures: data.width and data.height are not the same")
+    smallest = SMALLEST_INPUT[spec.network.name]
+    if spec.network.file is None and min(spec.input_size) < smallest:
+        raise ValueError(
+            f"{spec.network.name} needs pictures of at least {smallest}×{smallest}; "
+            f"data and augment.crop give {spec.input_size[1]}×{spec.input_size[0]}"
+        )
