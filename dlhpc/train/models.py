@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, cast
 
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-_AUXILIARY_WEIGHT = 0.3  # of GoogLeNet's side classifiers in the training loss: Szegedy et al. 2015, DIGITS, Caffe
+AUXILIARY_WEIGHT = 0.3  # of GoogLeNet's side classifiers in the training loss: Szegedy et al. 2015, DIGITS, Caffe
 
 
 class Preprocess(nn.Module):
     """Raw N×C×H×W pictures (uint8 or uint16) to normalised float32: (x / full scale − mean) / std.
 
     ``mean`` is C×1×1 or, for a mean picture, C×H×W; ``std`` is C×1×1. Both are buffers on the scale where full is 1.
+    Rows of a table (N×F float32) have no full scale: mean and std are F values in the table's own units.
     """
 
     mean: Tensor
@@ -30,6 +31,8 @@ class Preprocess(nn.Module):
         self.register_buffer("std", std.to(torch.float32))
 
     def forward(self, pictures: Tensor) -> Tensor:
+        if pictures.is_floating_point():
+            return (pictures - self.mean) / self.std
         full = 255.0 if pictures.dtype == torch.uint8 else 65535.0
         scaled = pictures.to(torch.float32).div_(full)
         return scaled.sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
@@ -66,27 +69,44 @@ class Outputs(NamedTuple):
     auxiliary: tuple[Tensor, ...] = ()
 
 
-class Classifier(nn.Module):
-    """Normalisation and network as one: raw pictures in, scores out. Its ``state_dict`` is the weights file."""
+class Model(nn.Module):
+    """Normalisation and network as one: raw inputs in, scores out. Its ``state_dict`` is the weights file.
 
-    def __init__(self, preprocess: Preprocess, network: nn.Module) -> None:
+    With ``partner`` (n int64) and ``share`` (n float32) the normalised samples are mixed: sample i becomes ``share[i]``
+    of itself and the rest of sample ``partner[i]`` (MixUp).
+    """
+
+    def __init__(self, preprocess: nn.Module, network: nn.Module) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.network = network.to(memory_format=torch.channels_last)
 
-    def forward(self, pictures: Tensor) -> Outputs:
-        answer: Any = self.network(self.preprocess(pictures))
+    def forward(self, inputs: Tensor, partner: Tensor | None = None, share: Tensor | None = None) -> Outputs:
+        normalised = self.preprocess(inputs)
+        if partner is not None and share is not None:
+            own = share.reshape(-1, *[1] * (normalised.dim() - 1)).to(normalised.dtype)
+            normalised = normalised[partner].lerp_(normalised, own)
+        answer: Any = self.network(normalised)
         if isinstance(answer, Tensor):
             return Outputs(answer)
         return Outputs(answer.logits, (answer.aux_logits1, answer.aux_logits2))
 
 
-def training_loss(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropies summed over the pictures: what is trained on, and that of the main scores alone (detached)."""
-    main = functional.cross_entropy(outputs.scores, labels, reduction="sum")
+Classifier = Model
+
+
+def with_auxiliary(outputs: Outputs, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """``loss`` of the scores, and that plus the weighted losses of side classifiers, which is what is trained on."""
+    main = loss(outputs.scores)
     total = main
     for side in outputs.auxiliary:
-        total = total + _AUXILIARY_WEIGHT * functional.cross_entropy(side, labels, reduction="sum")
+        total = total + AUXILIARY_WEIGHT * loss(side)
+    return main, total
+
+
+def training_loss(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropies summed over the pictures: what is trained on, and that of the main scores alone (detached)."""
+    main, total = with_auxiliary(outputs, lambda scores: functional.cross_entropy(scores, labels, reduction="sum"))
     return total, main.detach()
 
 
