@@ -92,16 +92,14 @@ def tell_end(run: RunDirectory, final: RunStatus) -> None:
 
 
 def latest_numbers(run: RunDirectory) -> str:
-    """The last measured losses and accuracy, for one line."""
+    """The last measured losses and what people look at first, for one line."""
     from dlhpc.runs.curves import read_points
+    from dlhpc.runs.measures import HEADLINES, measure_in_words
 
-    last = {(point.split, point.name): point.value for point in read_points(run.curves)[0]}
-    shown = [
-        f"{split} {name} {last[split, name]:.1%}" if name == "accuracy" else f"{split} {name} {last[split, name]:.3f}"
-        for split, name in (("train", "loss"), ("val", "loss"), ("val", "accuracy"))
-        if (split, name) in last
-    ]
-    return "  ".join(shown)
+    last = {f"{point.split}_{point.name}": point.value for point in read_points(run.curves)[0]}
+    return "  ".join(
+        measure_in_words(name, last[name]) for name in ("train_loss", "val_loss", *HEADLINES) if name in last
+    )
 
 
 def progress_bar(width: int) -> Progress:

@@ -68,6 +68,7 @@ def _view(run: RunDirectory, now: RunStatus, width: int, height: int) -> Rendera
 
     from dlhpc.cli.progress import latest_numbers
     from dlhpc.runs.curves import read_points
+    from dlhpc.runs.measures import HEADLINES
 
     points, _ = read_points(run.curves)
     title = Text.assemble((run.name, "bold"), f"  {now.state.value}")
@@ -78,7 +79,7 @@ def _view(run: RunDirectory, now: RunStatus, width: int, height: int) -> Rendera
     elif now.reason:
         title.append(f"  {now.reason}")
     parts = [title]
-    for measure in ("loss", "accuracy"):
+    for measure in ("loss", *(name.removeprefix("val_") for name in HEADLINES)):
         chart = draw(points, measure, width, height)
         if chart:
             parts.append(Text.from_ansi(chart))

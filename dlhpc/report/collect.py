@@ -13,6 +13,7 @@ from typing import Any
 
 from dlhpc.errors import StorageError
 from dlhpc.files import read_json
+from dlhpc.report.results import Result, as_result
 from dlhpc.runs.curves import Point, read_points
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Entry, read_journal
@@ -66,6 +67,8 @@ class Facts:
     points: list[Point]
     entries: list[Entry]
     evaluation: Evaluation | None
+    result: Result | None
+    """As ``evaluation``, for tasks whose answer is not one class."""
     unseen: Unseen | None
     provenance: dict[str, Any]
     spec_text: str
@@ -83,12 +86,16 @@ def collect(run: RunDirectory) -> Facts:
         if damaged:
             lines = "line was" if damaged == 1 else "lines were"
             problems.append(f"{path.name}: {damaged} damaged {lines} skipped")
+    one_class = plan.spec.get("task") in (None, "classification") and not plan.spec.get("data", {}).get(
+        "several_labels"
+    )
     return Facts(
         run=run,
         plan=plan,
         points=points,
         entries=entries,
-        evaluation=_read(run.evaluation, as_evaluation, problems),
+        evaluation=_read(run.evaluation, as_evaluation, problems) if one_class else None,
+        result=None if one_class else _read(run.evaluation, as_result, problems),
         unseen=_read(run.predictions / "unseen.json", as_unseen, problems),
         provenance=_read(run.provenance, _as_mapping, problems) or {},
         spec_text=_spec_text(run.spec, problems),

@@ -147,7 +147,7 @@ _CHARTS = (
         "F値と平均適合率（大きいほど良い）",
         "Fraction",
         (
-            _Curve("val", "f1", "F1", VAL),
+            _Curve("val", "f1_micro", "F1", VAL),
             _Curve("val", "f1_macro", "F1, mean over classes", TRAIN),
             _Curve("val", "map", "average precision, mean over classes", "#009E73"),
         ),
@@ -292,7 +292,7 @@ def dressed(chart: Any) -> Any:
             titleColor=INK, domainColor=MARK, tickColor=MARK, gridColor=GRID,
         )
         .configure_axisX(grid=False)
-        .configure_legend(labelFontSize=13, labelColor=INK)
+        .configure_legend(labelFontSize=13, labelColor=INK, labelLimit=400)
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from dlhpc.report.classes import class_rows, file_name, heat_labels, heat_rows, 
 from dlhpc.report.collect import Evaluation, Facts, collect
 from dlhpc.report.figures import figures, javascript
 from dlhpc.report.japanese import STANDINGS, verdict_in_japanese
+from dlhpc.report.results import result_figures
 from dlhpc.report.settings import settings_of
 from dlhpc.report.verdict import judge, series, show
 from dlhpc.report.yardstick import percent, yardstick
@@ -98,6 +99,7 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
     attempts = attempt_rows(facts.entries, facts.provenance)
     resumed = resumptions(facts.entries, plan.steps_per_epoch)
     drawn = figures(facts.points, best=verdict.best_epoch, resumed=resumed)
+    results = result_figures(facts.result) if facts.result is not None else []
     measured = series(facts.points, "val", by.measure)
     best_value = measured.at(verdict.best_epoch) if verdict.best_epoch is not None else None
     rows = unseen_rows(unseen) if unseen else []
@@ -126,8 +128,10 @@ def render(facts: Facts, stands: Standing, *, now: datetime | None = None) -> st
             unseen_misses=[picture for row in rows for picture in row.pictures if not picture.right][:MISSES],
             figures=drawn,
             resumed=resumed,
-            charts={figure.name: figure.spec for figure in drawn},
-            vega=safe_script(javascript()) if drawn else "",
+            result=facts.result,
+            result_figures=results,
+            charts={figure.name: figure.spec for figure in [*drawn, *results]},
+            vega=safe_script(javascript()) if drawn or results else "",
             evaluation=evaluation,
             classes=class_rows(evaluation) if evaluation else [],
             confused=most_confused(evaluation) if evaluation else [],

@@ -12,6 +12,10 @@ DEFAULT_BEST = {"classification": "val_accuracy", "detection": "val_ap50", "regr
 """Task → the measure that says which checkpoint is the best, unless the spec names another."""
 
 
+HEADLINES = ("val_accuracy", "val_f1_micro", "val_ap50", "val_rmse", "val_r2")
+"""What people look at first, besides the losses."""
+
+
 def rises(measure: str) -> bool:
     """Whether a higher ``val_accuracy``, ``val_ap50``, ``train_loss`` … is better.
 

@@ -1,11 +1,15 @@
-"""How long things take, and the line that rank 0 prints after every epoch. No time ever enters the curves."""
+"""How long things take, and the line that rank 0 prints after every epoch.
+
+Durations enter the curves as the split ``system`` only: those of ``train`` and ``val`` are the same to the last bit
+however often a run was interrupted.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 
-from dlhpc.runs.measures import measure_in_words
+from dlhpc.runs.measures import HEADLINES, measure_in_words
 
 
 @dataclass
@@ -14,31 +18,38 @@ class Clock:
 
     step_seconds: float = 0.0
     validation_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
     epoch_seconds: float = 0.0
     """Spent in training steps of the running epoch."""
-    epoch_pictures: int = 0
+    epoch_samples: int = 0
     """Trained on by all ranks in the running epoch."""
     _steps: int = 0
     _began: float = field(default_factory=time.perf_counter)
+    _epoch_began: float = field(default_factory=time.perf_counter)
 
-    def step(self, pictures: int, seconds: float) -> None:
-        """A training step over ``pictures`` took ``seconds``."""
+    def step(self, samples: int, seconds: float) -> None:
+        """A training step over ``samples`` took ``seconds``."""
         self.step_seconds = seconds
         self.epoch_seconds += seconds
-        self.epoch_pictures += pictures
+        self.epoch_samples += samples
         self._steps += 1
 
+    @property
+    def epoch_wall_seconds(self) -> float:
+        """Since the end of the epoch before, with waiting for data, validation and saving."""
+        return time.perf_counter() - self._epoch_began
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of all ranks together, in training steps of the running epoch."""
+        return self.epoch_samples / max(1e-9, self.epoch_seconds)
+
     def new_epoch(self) -> None:
-        self.epoch_seconds, self.epoch_pictures = 0.0, 0
+        self.epoch_seconds, self.epoch_samples = 0.0, 0
+        self._epoch_began = time.perf_counter()
 
     def seconds_left(self, steps: int) -> float:
         """For so many more steps, with all that comes between them, at this attempt's pace."""
         return (time.perf_counter() - self._began) / max(1, self._steps) * steps
-
-
-HEADLINES = ("val_accuracy", "val_f1", "val_ap50", "val_rmse", "val_r2")
-"""What people look at first, besides the losses."""
 
 
 def progress_line(epoch: int, epochs: int, metrics: dict[str, float], seconds_left: float) -> str:
