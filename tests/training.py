@@ -187,6 +187,9 @@ def command(run: RunDirectory) -> list[str]:
     python = [sys.executable, "-m", "dlhpc.train", str(run.path)]
     if plan["launcher"] == "mpirun":
         return ["mpirun", "-np", str(plan["ranks"]), "--bind-to", "none", "--oversubscribe", *python]
+    if plan["launcher"] == "torchrun":
+        torchrun = str(Path(sys.executable).with_name("torchrun"))
+        return [torchrun, "--standalone", "--nproc-per-node", str(plan["ranks"]), "--no-python", *python]
     if plan["launcher"] == "gloo":
         horovodrun = Path(sys.executable).with_name("horovodrun")
         return [str(horovodrun), "--gloo", "-np", str(plan["ranks"]), "-H", f"localhost:{plan['ranks']}", *python]
@@ -210,10 +213,11 @@ def train(run: RunDirectory, attempt: int = 1, **more: str) -> subprocess.Comple
 
 
 def curves(run: RunDirectory) -> list[tuple[float, int, str, str, float]]:
-    """The curves without the time of measurement."""
+    """The curves without times: that of measurement, and the split that tells how long and how costly epochs were."""
     points, damaged = read_points(run.curves)
     assert damaged == 0
-    return [(point.epoch, point.step, point.split, point.name, point.value) for point in points]
+    learnt = [point for point in points if point.split != "system"]
+    return [(point.epoch, point.step, point.split, point.name, point.value) for point in learnt]
 
 
 def events(run: RunDirectory) -> list[str]:

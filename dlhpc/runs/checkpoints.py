@@ -1,8 +1,8 @@
 """What checkpoints a run has, without loading one; for reports, prediction and the trainer alike.
 
 A checkpoint is three files in ``RUN/checkpoints``: ``step-N.safetensors`` (weights, all that prediction needs),
-``step-N.trainer.pt`` (what training goes on from) and the manifest ``step-N.json``, which is written last and removed
-first: what has no manifest is no checkpoint. ``best.json`` names the best one.
+``step-N.trainer.safetensors`` (what training goes on from) and the manifest ``step-N.json``, which is written last and
+removed first: what has no manifest is no checkpoint. ``best.json`` names the best one.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Point:
     time: float
 
 
-def write_points(path: Path, points: Iterable[Point]) -> None:
-    """Append points durably, in one write."""
+def write_points(path: Path, points: Iterable[Point], *, durable: bool = True) -> None:
+    """Append points in one write; ``durable`` waits until they are on the disk."""
     lines = [
         json.dumps(
             {
@@ -44,7 +44,7 @@ def write_points(path: Path, points: Iterable[Point]) -> None:
         for point in points
     ]
     if lines:
-        append_lines(path, lines)
+        append_lines(path, lines, durable=durable)
 
 
 def read_points(path: Path) -> tuple[list[Point], int]:

@@ -62,6 +62,11 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     @property
+    def chosen(self) -> Path:
+        """What was settled on the node: precision, compiling, smaller batches (JSON)."""
+        return self.path / "chosen.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -105,6 +110,10 @@ class RunDirectory:
     def stop_file(self, attempt: int) -> Path:
         """Its existence asks the ranks of this attempt to save and leave."""
         return self.attempts / f"{attempt}.stop"
+
+    def meeting_file(self, attempt: int) -> Path:
+        """Where rank 0 of this attempt is to be found, for ranks that have no MPI to tell them (JSON)."""
+        return self.attempts / f"{attempt}.meeting"
 
     @property
     def submission_lock(self) -> Path:

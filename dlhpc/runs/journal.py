@@ -49,13 +49,13 @@ class Entry:
         return attempt if isinstance(attempt, int) else None
 
 
-def record(run: RunDirectory, event: Event, **details: Any) -> None:
-    """Append one event, durably."""
+def record(run: RunDirectory, event: Event, *, durable: bool = True, **details: Any) -> None:
+    """Append one event; ``durable`` waits until it is on the disk."""
     now = datetime.now(UTC)
     line = json.dumps(
         {"time": now.isoformat(timespec="milliseconds"), "event": event.value, **details}, ensure_ascii=False
     )
-    append_lines(run.journal, [line])
+    append_lines(run.journal, [line], durable=durable)
 
 
 def read_journal(

@@ -1,8 +1,8 @@
 """Writing, choosing and reading checkpoints, so that a death at any instruction leaves the earlier ones intact.
 
-Order of writing: weights, trainer state (each fsynced and renamed into place), manifest with their SHA-256, pointer to
-the best, and only then are older checkpoints removed, manifest first. ``dlhpc.runs.checkpoints`` tells what the files
-are. Nothing is ever unpickled: weights are safetensors, the rest is read with ``weights_only=True``.
+Order of writing: weights, trainer state (each fsynced and renamed into place), the curves so far (fsynced), manifest
+with the SHA-256 of both, pointer to the best, and only then are older checkpoints removed, manifest first.
+``dlhpc.runs.checkpoints`` tells what the files are. Both hold tensors in the format of safetensors: nothing is pickled.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
+import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError  # what torch raises for content that it will not execute
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlhpc.errors import StorageError
-from dlhpc.files import fsync_folder, read_json, replace_bytes, replace_json, storage_errors
+from dlhpc.files import fsync_folder, read_json, replace_json, replacing, storage_errors
 from dlhpc.runs.checkpoints import BEST, FORMAT, CheckpointFile, CheckpointRecord, list_checkpoints, read_manifests
 from dlhpc.runs.directory import RunDirectory
-from dlhpc.runs.measures import better
+from dlhpc.train.position import Best, Position, TrainerState
+from dlhpc.train.stream import Held
 
 if TYPE_CHECKING:
     from dlhpc.data.packed import Packed
@@ -36,67 +35,38 @@ if TYPE_CHECKING:
 KEEP_LAST = 2
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best validation so far: by its measure; of equal ones the lowest loss; of equal ones the earliest."""
-
-    checkpoint: str
-    epoch: float
-    step: int
-    measure: str
-    """As the curves call it: ``val_accuracy``."""
-    value: float
-    loss: float
-
-    def beaten_by(self, value: float, loss: float) -> bool:
-        return better(self.measure, value, self.value) or (value == self.value and loss < self.loss)
-
-
-@dataclass
-class Position:
-    """Where training stands; small enough for the manifest."""
-
-    step: int = 0
-    """Finished optimiser steps."""
-    measured_step: int = 0
-    """Step of the last validation."""
-    snapshots: int = 0
-    """Regular snapshots taken."""
-    saved_step: int = 0
-    """Step of the last checkpoint."""
-    best: Best | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Position:
-        best = value["best"]
-        return cls(**{**value, "best": None if best is None else Best(**best)})
-
-
-@dataclass
-class TrainerState:
-    """What training goes on from, besides weights and position."""
-
-    optimiser: dict[str, Any]
-    rank_floats: Tensor
-    """Ranks×F: each rank's running statistics."""
-    rank_counters: Tensor
-    """Ranks×I, likewise."""
-    running: Tensor
-    """Ranks×k float64: the task's ``train_sums`` and the number of samples since the last point of the training
-    curves."""
-
-
 @dataclass
 class Loaded:
-    """A checkpoint that was read and found whole."""
+    """A checkpoint that was read and found whole. Its tensors are memory-mapped: copy them before files may go."""
 
     record: CheckpointRecord
     position: Position
     weights: dict[str, Tensor]
     state: TrainerState
+
+
+@dataclass
+class Pending:
+    """A checkpoint that is still to be written."""
+
+    held: Held
+    manifest: dict[str, Any]
+    """All of it but what is known only once the files are there."""
+    numbers: str
+    """JSON, of the trainer state."""
+    best: Best | None
+    released: bool = False
+    """The held tensors have been copied where they were not written yet."""
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    def write(self, path: Path, prefix: str, notes: dict[str, str]) -> dict[str, Any]:
+        """Write the tensors whose names begin so; gives SHA-256 and length, as the manifest has them."""
+        names = {name.removeprefix(prefix): name for name in self.held.names if name.startswith(prefix)}
+        digest, length = self.held.write(path, names, notes)
+        return {"sha256": digest, "bytes": length}
 
 
 @dataclass
@@ -108,48 +78,57 @@ class Checkpoints:
     description: dict[str, Any] = field(default_factory=dict)
     """See :func:`describe`."""
 
-    def save(
+    def prepare(
         self,
         position: Position,
         steps_per_epoch: int,
         metrics: dict[str, float],
-        weights: dict[str, Tensor],
+        weights: Mapping[str, Tensor],
         state: TrainerState,
         *,
         snapshot: bool,
-    ) -> str:
+    ) -> Pending:
+        """Hold everything that a checkpoint of this moment needs. The tensors may change after ``held.keep_all()``."""
+        named = {f"weights.{name}": tensor for name, tensor in weights.items()}
+        named |= {f"trainer.{name}": tensor for name, tensor in state.tensors().items()}
+        manifest = {
+            "format": FORMAT,
+            "name": name_of(position.step),
+            "epoch": position.step / steps_per_epoch,
+            "step": position.step,
+            "step_in_epoch": position.step % steps_per_epoch,
+            "metrics": {key: value if math.isfinite(value) else None for key, value in metrics.items()},
+            **self.description,
+            "snapshot": position.snapshots if snapshot else None,
+            "state": position.to_json(),
+        }
+        return Pending(Held(named), manifest, json.dumps(state.numbers()), position.best)
+
+    def write(self, pending: Pending) -> str:
         """Write a checkpoint durably, point to the best, then remove what is no longer kept; gives its name.
 
         Raises :class:`StorageError` (disk full, …); then earlier checkpoints are all still there.
         """
-        name = name_of(position.step)
+        name = pending.name
         folder = self.run.checkpoints
         with storage_errors(folder, "create"):
             folder.mkdir(exist_ok=True)
             # A damaged checkpoint of the same step may be here: without its manifest it does not count.
             (folder / f"{name}.json").unlink(missing_ok=True)
-        content = safetensors.torch.save({key: tensor.cpu().contiguous() for key, tensor in weights.items()})
-        written = {"weights": _write(folder / f"{name}.safetensors", content)}
-        buffer = io.BytesIO()
-        torch.save(vars(state), buffer)
-        written["trainer"] = _write(folder / f"{name}.trainer.pt", buffer.getbuffer())
-        replace_json(
-            folder / f"{name}.json",
-            {
-                "format": FORMAT,
-                "name": name,
-                "epoch": position.step / steps_per_epoch,
-                "step": position.step,
-                "step_in_epoch": position.step % steps_per_epoch,
-                "metrics": {key: value if math.isfinite(value) else None for key, value in metrics.items()},
-                **self.description,
-                **written,
-                "snapshot": position.snapshots if snapshot else None,
-                "state": position.to_json(),
-            },
-        )
-        self.point_to_best(position.best)
-        self._prune(position.best)
+        weights, trainer = folder / f"{name}.safetensors", folder / f"{name}.trainer.safetensors"
+        # Everything is read before the first fsync, which may take long: then the tensors are free again. Weights are
+        # renamed into place first.
+        with replacing(trainer) as new_trainer, replacing(weights) as new_weights:
+            written = {
+                "weights": {"file": weights.name, **pending.write(new_weights, "weights.", {})},
+                "trainer": {
+                    "file": trainer.name, **pending.write(new_trainer, "trainer.", {"trainer": pending.numbers})
+                },
+            }  # fmt: skip
+        _make_durable(self.run.curves)  # a point that is older than a checkpoint is not measured again
+        replace_json(folder / f"{name}.json", {**pending.manifest, **written})
+        self.point_to_best(pending.best)
+        self._prune(pending.best)
         return name
 
     def point_to_best(self, best: Best | None) -> None:
@@ -191,7 +170,7 @@ class Checkpoints:
         folder = self.run.checkpoints
         known = {path.stem for path in folder.glob("step-*.json")}
         with storage_errors(folder, "clean up"):
-            for path in [*folder.glob(".*.tmp"), *folder.glob("step-*.safetensors"), *folder.glob("step-*.trainer.pt")]:
+            for path in [*folder.glob(".*.tmp"), *folder.glob("step-*.safetensors")]:
                 if path.name.startswith(".") or path.name.split(".")[0] not in known:
                     path.unlink(missing_ok=True)
 
@@ -211,7 +190,7 @@ class Checkpoints:
 
 def describe(spec: Spec, packed: Packed) -> dict[str, Any]:
     """What every manifest of a run says of the network and its input; see :class:`CheckpointRecord`."""
-    height, width = spec.input_size
+    table = getattr(packed, "kind", "pictures") == "table"
     return {
         "task": spec.task,
         "classes": packed.classes,
@@ -219,19 +198,27 @@ def describe(spec: Spec, packed: Packed) -> dict[str, Any]:
         "settings": {
             "network": spec.network.model_dump(mode="json"),
             "detection": spec.detection.model_dump(mode="json"),
-            "several_labels": spec.data.several_labels,
-            "targets": list(spec.data.table.targets) if spec.data.table is not None else [],
+            "several_labels": getattr(packed, "several_labels", spec.data.several_labels),
+            "targets": getattr(packed, "target_names", []),
+            "coding": getattr(packed, "coding", None),
         },
-        "input": {
-            "channels": packed.channels,
-            "height": height,
-            "width": width,
-            "color": "grey" if packed.channels == 1 else "rgb",
-            "resize": spec.data.resize,
-            "picture_height": packed.height,
-            "picture_width": packed.width,
-            "dtype": str(packed.dtype),
-        },
+        "input": {"kind": "table", "features": packed.features} if table else _pictures(spec, packed),
+    }
+
+
+def _pictures(spec: Spec, packed: Packed) -> dict[str, Any]:
+    height, width = spec.input_size
+    return {
+        "kind": "pictures",
+        "channels": packed.channels,
+        "height": height,
+        "width": width,
+        "color": "grey" if packed.channels == 1 else "rgb",
+        "resize": spec.data.resize,
+        "picture_height": packed.height,
+        "picture_width": packed.width,
+        "dtype": str(packed.dtype),
+        "features": [],
     }
 
 
@@ -246,36 +233,47 @@ def name_of(step: int) -> str:
 
 def load(record: CheckpointRecord) -> Loaded:
     """Read a checkpoint and check it; :class:`DamagedCheckpoint` if a file is missing, cut or changed."""
-    weights, trainer = _read(record.weights), _read(record.trainer)
+    weights, _ = _read(record.weights)
+    tensors, notes = _read(record.trainer)
     try:
-        state = TrainerState(**torch.load(io.BytesIO(trainer), map_location="cpu", weights_only=True))
-        return Loaded(record, Position.from_json(record.state), safetensors.torch.load(weights), state)
-    except (RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
+        state = TrainerState.of(tensors, json.loads(notes["trainer"]))
+        return Loaded(record, Position.from_json(record.state), weights, state)
+    except (ValueError, TypeError, KeyError) as error:
         raise DamagedCheckpoint(f"cannot be read ({str(error).splitlines()[0]})", where=record.trainer.path) from error
 
 
 def load_weights(record: CheckpointRecord) -> dict[str, Tensor]:
     """The weights alone, checked, on the CPU; for prediction."""
-    return safetensors.torch.load(_read(record.weights))
+    return {name: tensor.clone() for name, tensor in _read(record.weights)[0].items()}  # the file may go meanwhile
 
 
-def _write(path: Path, content: bytes | memoryview) -> dict[str, Any]:
-    digest = hashlib.sha256(content).hexdigest()
-    replace_bytes(path, content)  # type: ignore[arg-type]
-    return {"file": path.name, "sha256": digest, "bytes": len(content)}
-
-
-def _read(file: CheckpointFile) -> bytes:
+def _read(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (memory-mapped) and notes of a file that is what its manifest says."""
     try:
-        content = file.path.read_bytes()
+        with file.path.open("rb", buffering=0) as content:
+            whole = os.fstat(content.fileno()).st_size == file.bytes
+            whole = whole and hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+        if not whole:
+            raise DamagedCheckpoint("is damaged (size or SHA-256 is not what its manifest says)", where=file.path)
+        with safe_open(file.path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
         raise DamagedCheckpoint("is missing", where=file.path) from error
+    except SafetensorError as error:
+        raise DamagedCheckpoint(f"cannot be read ({str(error).splitlines()[0]})", where=file.path) from error
     except OSError as error:  # may pass; going back to an older checkpoint is not our decision then
         raise StorageError(
-            f"cannot be read: {error.strerror}",
+            f"cannot be read: {error.strerror or error}",
             where=file.path,
             remedy="If this does not pass, delete the checkpoint's three files to go on from the one before.",
         ) from error
-    if len(content) != file.bytes or hashlib.sha256(content).hexdigest() != file.sha256:
-        raise DamagedCheckpoint("is damaged (size or SHA-256 is not what its manifest says)", where=file.path)
-    return content
+
+
+def _make_durable(path: Path) -> None:
+    """Wait until what was appended to ``path`` is on the disk, if there is such a file."""
+    with storage_errors(path), contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from dlhpc.data.samples import Batch
 from dlhpc.train.collective import Collective
-from dlhpc.train.tasks.base import Evaluation, Task, to_device
+from dlhpc.train.feed import feed_batches
+from dlhpc.train.memory import does_not_suffice, is_out_of_memory, tidy_up
+from dlhpc.train.precision import PrecisionName, autocast
+from dlhpc.train.tasks.base import Evaluation, Measure, Task
 
 
 class RankState:
@@ -21,7 +24,8 @@ class RankState:
 
     def __init__(self, network: nn.Module) -> None:
         buffers = list(network.buffers())
-        self._floats = [buffer for buffer in buffers if buffer.is_floating_point()]
+        # float64 buffers are constants: means and deviations of targets, which float32 would round.
+        self._floats = [buffer for buffer in buffers if buffer.dtype == torch.float32]
         self._counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
 
     @torch.no_grad()
@@ -60,12 +64,41 @@ class RankState:
 
 
 @torch.no_grad()
-def evaluate(task: Task, batches: Iterable[Batch], device: torch.device, collective: Collective) -> Evaluation:
-    """Measure the task's network over this rank's ``batches`` and all others'."""
-    measure = task.measure()
+def evaluate(
+    task: Task,
+    batches_of: Callable[[int], Iterable[Batch]],
+    batch_size: int,
+    precision: PrecisionName,
+    device: torch.device,
+    collective: Collective,
+) -> tuple[Evaluation, int]:
+    """Measure the task's network over this rank's batches and all others', and say how large batches may be.
+
+    ``batches_of(n)`` gives batches of at most ``n`` samples; where memory does not suffice for ``batch_size``, a rank
+    measures its share again with half of it. All ranks get the same answers.
+    """
     task.model.eval()
-    for batch in batches:
-        if len(batch):
-            measure.add(to_device(batch, device))
-    task.model.train()
-    return measure.finish(collective)
+    try:
+        while (measure := _measured(task, batches_of(batch_size), precision, device)) is None:
+            tidy_up(device)
+            if batch_size == 1:
+                raise does_not_suffice("measuring")
+            batch_size = -(-batch_size // 2)
+    finally:
+        task.model.train()
+    smallest = min(collective.gather_json(batch_size))
+    return measure.finish(collective), smallest
+
+
+def _measured(task: Task, batches: Iterable[Batch], precision: PrecisionName, device: torch.device) -> Measure | None:
+    """What the network says of the batches; ``None`` if memory does not suffice."""
+    measure = task.measure()
+    try:
+        with autocast(precision, device):
+            for batch in feed_batches(batches, device):
+                measure.add(batch)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+    return measure

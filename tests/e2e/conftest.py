@@ -116,10 +116,11 @@ class World:
 
 
 def curves(run: RunDirectory) -> list[tuple[float, int, str, str, float]]:
-    """Every point, its time of measurement left out."""
+    """Every point of training and validation; times, energy and what else belongs to the machine is left out."""
     points, damaged = read_points(run.curves)
     assert damaged == 0
-    return sorted((point.epoch, point.step, point.split, point.name, point.value) for point in points)
+    learnt = [point for point in points if point.split != "system"]
+    return sorted((point.epoch, point.step, point.split, point.name, point.value) for point in learnt)
 
 
 def make_world(folder: Path, photos: Path) -> World:

@@ -19,7 +19,8 @@ from dlhpc.errors import StorageError
 from dlhpc.files import read_json
 from dlhpc.runs.checkpoints import best_checkpoint, list_checkpoints
 from dlhpc.runs.directory import RunDirectory
-from dlhpc.train.checkpoint import Best, Checkpoints, Position, TrainerState, load_weights
+from dlhpc.train.checkpoint import Checkpoints, load_weights
+from dlhpc.train.position import Best, Position, TrainerState
 
 DESCRIPTION = {
     "task": "classification",
@@ -37,9 +38,9 @@ def checkpoints(folder: Path, keep_every: int | None = None) -> Checkpoints:
 def save(store: Checkpoints, step: int, *, best: Best | None = None, size: int = 8, accuracy: float = 0.5) -> str:
     position = Position(step=step, measured_step=step, snapshots=step // 10, saved_step=step, best=best)
     weights = {"weight": torch.full((size,), float(step))}
-    state = TrainerState({"state": {}, "param_groups": []}, torch.zeros(2, 0), torch.zeros(2, 0), torch.zeros(2, 3))
+    state = TrainerState({"state": {}, "groups": []}, torch.zeros(2, 0), torch.zeros(2, 0), torch.zeros(2, 3))
     metrics = {"val_accuracy": accuracy, "val_loss": math.nan}
-    return store.save(position, 10, metrics, weights, state, snapshot=True)
+    return store.write(store.prepare(position, 10, metrics, weights, state, snapshot=True))
 
 
 def names(folder: Path) -> list[int]:
@@ -87,7 +88,7 @@ def cut_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [damage_one_byte, cut_short, Path.unlink, lambda path: path.write_bytes(b"")])
-@pytest.mark.parametrize("suffix", ["safetensors", "trainer.pt", "json"])
+@pytest.mark.parametrize("suffix", ["safetensors", "trainer.safetensors", "json"])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, suffix: str, harm) -> None:
     if suffix == "json" and harm is damage_one_byte:
         pytest.skip("one changed byte of a manifest may be as good as the other")
@@ -113,7 +114,7 @@ def test_nothing_from_a_checkpoint_is_executed(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "executed",))
 
     content = pickle.dumps({"optimiser": Evil()}, protocol=2)
-    (tmp_path / "checkpoints" / f"{name}.trainer.pt").write_bytes(content)
+    (tmp_path / "checkpoints" / f"{name}.trainer.safetensors").write_bytes(content)
     manifest = tmp_path / "checkpoints" / f"{name}.json"
     value = read_json(manifest)
     value["trainer"].update(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
@@ -131,7 +132,7 @@ def test_what_a_killed_attempt_left_is_swept_up(tmp_path: Path) -> None:
     before = set(folder.iterdir())
     (folder / ".step-000000020.safetensors.abcd.tmp").write_bytes(b"half")
     (folder / "step-000000020.safetensors").write_bytes(b"whole, but no manifest")
-    (folder / "step-000000020.trainer.pt").write_bytes(b"")
+    (folder / "step-000000020.trainer.safetensors").write_bytes(b"")
     store.tidy()
     assert set(folder.iterdir()) == before
 

@@ -161,8 +161,8 @@ def test_sixteen_bit_colour_pictures_and_a_mean_picture(tmp_path: Path) -> None:
     best = best_checkpoint(run)
     assert best is not None
     assert best.input == {
-        "channels": 3, "height": 20, "width": 20, "color": "rgb", "resize": "squash",
-        "picture_height": 24, "picture_width": 24, "dtype": "uint16",
+        "kind": "pictures", "channels": 3, "height": 20, "width": 20, "color": "rgb", "resize": "squash",
+        "picture_height": 24, "picture_width": 24, "dtype": "uint16", "features": [],
     }  # fmt: skip
 
 
