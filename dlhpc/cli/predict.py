@@ -65,6 +65,7 @@ def predict(
 
     run = the_run(name, runs, site)
     record = choose_checkpoint(run, checkpoint)
+    _demand_one_class(run, record)
     _demand_torch(run)
     from dlhpc.predict.classify import CHUNK, classify, load_classifier
     from dlhpc.predict.results import Prediction, Tally, csv_file, new_csv_path, predictions_folder, write_unseen
@@ -106,6 +107,17 @@ def predict(
         print_json(_as_json(run, record, table, tally, kept, broken, with_truth=unseen))
     else:
         _tell(record, table, tally, kept, unseen=unseen)
+
+
+def _demand_one_class(run: RunDirectory, record: CheckpointRecord) -> None:
+    several, rows = record.settings.get("several_labels"), "height" not in record.input
+    if record.task == "classification" and not several and not rows:
+        return
+    what = "a classification with several labels" if several else f"a {record.task}{' of table rows' if rows else ''}"
+    raise UserError(
+        f"{run.name} is {what}, and `dlhpc predict` names pictures by one class only, so far",
+        remedy="`dlhpc report` shows how well it does on the validation data.",
+    )
 
 
 def _demand_torch(run: RunDirectory) -> None:
