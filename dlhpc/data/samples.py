@@ -49,7 +49,7 @@ def join_boxes(pictures: list[tuple[NDArray[np.float32], NDArray[np.int64]]]) ->
 
 
 Targets = NDArray[Any] | Boxes
-"""By task: classification int64 n, with several labels uint8 n×K of 0 and 1; regression float32 n×T in the user's
+"""By task: classification int64 n, with several labels uint8 n×K of 0 and 1; regression float64 n×T in the user's
 units; detection :class:`Boxes`."""
 
 
