@@ -286,3 +286,80 @@ def test_the_login_node_needs_no_numpy_or_pillow_to_make_a_catalogue() -> None:
     code = f"import sys, dlhpc.data.catalog, dlhpc.data.lists; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- Lists with several labels, and with numbers ----------------------------------------------------------------------
+
+
+def listed(base: Path, train: str, val: str, **more: object) -> dict[str, object]:
+    """List files beside ten pictures p0.png … p9.png."""
+    (base / "s").mkdir(exist_ok=True)
+    for number in range(10):
+        (base / "s" / f"p{number}.png").touch()
+    (base / "train.txt").write_text(train)
+    (base / "val.txt").write_text(val)
+    return {"lists": {"train": "train.txt", "val": "val.txt", "root": "s", **more}}
+
+
+def test_a_picture_may_have_several_labels_or_none(tmp_path: Path) -> None:
+    train = "p0.png cat,dog\np1.png dog, cat\np2.png cat\np3.png\np4.png dog\n"
+    given = listed(tmp_path, train, "p8.png cat\np9.png cat\n")
+    catalog = make_catalog(data(**given, several_labels=True), tmp_path)
+    assert catalog.classes == ["cat", "dog"]
+    assert [sample.target for sample in catalog.splits["train"]] == [[0, 1], [0, 1], [0], [], [1]]
+    assert catalog.counts("train") == [3, 3]
+    assert catalog.notes == ["no picture in val has the label `dog`: it cannot be measured"]
+    catalog.write(tmp_path / "dataset.json")
+    assert Catalog.read(tmp_path / "dataset.json") == catalog
+
+
+def test_labels_of_several_may_be_numbers_of_a_labels_file(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\nowl\n")
+    given = listed(tmp_path, "p0.png 0,1\np1.png 1 , 2\np2.png 7\np3.png 0,bird\n", "p8.png\n", labels="labels.txt")
+    said = complaint(tmp_path, **given, several_labels=True)
+    assert "train.txt:3: class number 7 is not in the labels file" in said
+    assert "train.txt:4: class `bird` is not in the labels file" in said
+    given = listed(tmp_path, "p0.png 0,1\np1.png 1 , 0\n", "p8.png\n", labels="labels.txt")
+    said = complaint(tmp_path, **given, several_labels=True)
+    assert "too few pictures in train have these labels: `owl` 0; data.min_per_class is 2" in said
+
+
+def regression(base: Path, train: str, val: str, **more: object) -> Catalog:
+    return make_catalog(data(**listed(base, train, val, **more)), base, "regression")
+
+
+def test_numbers_to_learn(tmp_path: Path) -> None:
+    catalog = regression(tmp_path, "p0.png 1.5 -2e3\np1.png 2, 7\n", "p9.png 0 0\n")
+    assert (catalog.task, catalog.classes, catalog.target_names) == ("regression", [], ["target 1", "target 2"])
+    assert [sample.target for sample in catalog.splits["train"]] == [[1.5, -2000.0], [2.0, 7.0]]
+    (tmp_path / "names.txt").write_text("energy\nvolume\n")
+    named = regression(tmp_path, "p0.png 1.5 3\np1.png 2 3\n", "p9.png 0 0\n", labels="names.txt")
+    assert named.target_names == ["energy", "volume"]
+    assert named.notes == ["the target `volume` is 3 for every training picture: there is nothing to learn"]
+    assert catalog.key(data(**listed(tmp_path, "", ""))) != named.key(data(**listed(tmp_path, "", "")))
+
+
+def test_numbers_that_are_none_are_told_with_their_lines(tmp_path: Path) -> None:
+    train = "p0.png 1\np1.png nan\np2.png 1 2\np3.png\np4.png many\np5.png inf\np0.png 2\np77.png 3\n"
+    with pytest.raises(ErrorList) as caught:
+        regression(tmp_path, train, "p9.png 1\n")
+    said, file = str(caught.value), tmp_path / "train.txt"
+    assert f"{file}:2: the target is nan" in said
+    assert f"{file}:3: 2 numbers here, but earlier lines have 1" in said
+    assert f"{file}:4: `p3.png` has no label" in said
+    assert f"{file}:5: `many` is not a number" in said
+    assert f"{file}:6: the target is inf" in said
+    assert f"{file}:7: p0.png is 2 here and 1 in train" in said
+    assert f"{file}:8: there is no file {tmp_path / 's' / 'p77.png'}" in said
+
+
+def test_an_empty_list_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the list for val names no pictures"):
+        regression(tmp_path, "p0.png 1\n", "# nothing\n")
+
+
+def test_a_catalogue_of_the_first_format_is_still_read(tmp_path: Path) -> None:
+    old = '{"format":1,"classes":["a"],"splits":{"train":[["/a.png",0,3,4]],"val":[],"unseen":[]},"notes":[]}'
+    (tmp_path / "dataset.json").write_text(old)
+    catalog = Catalog.read(tmp_path / "dataset.json")
+    assert (catalog.task, catalog.splits["train"][0].label) == ("classification", 0)
