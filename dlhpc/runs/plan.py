@@ -60,7 +60,7 @@ class Plan:
     crash_retries: int
     max_attempts: int
     launcher: str
-    """``mpirun``, ``mpiexec``, ``srun``, ``poe``, ``gloo`` or ``none`` (one rank)."""
+    """``mpirun``, ``mpiexec``, ``srun``, ``poe``, ``gloo`` (Horovod's), ``torchrun`` or ``none`` (one rank)."""
     launch: list[str]
     """The launcher's argv up to, not including, the python command."""
     hostfile_option: str | None

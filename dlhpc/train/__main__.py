@@ -52,9 +52,12 @@ def main(argv: list[str]) -> int:
         spec = _read_spec(run, plan)
         _set_up_torch(plan)
         from dlhpc.train.collective import join
+        from dlhpc.train.collective.cores import keep_to_own_cores
 
-        collective = join(plan.launcher, plan.ranks)
+        collective = join(plan.launcher, plan.ranks, spec.distributed.strategy, run.meeting_file(attempt))
         rank = collective.rank
+        if not plan.gpus_per_rank:
+            keep_to_own_cores(collective, plan.cores_per_rank)
         with _only_attempt(run) if rank == 0 else contextlib.nullcontext():
             code = _train(run, plan, spec, attempt, collective, stop)
             if rank == 0:

@@ -18,7 +18,7 @@ from dlhpc.errors import AttemptExit
 from dlhpc.runs.checkpoints import best_checkpoint, list_checkpoints
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import read_journal
-from tests.training import ROOT, command, curves, environment, events, has_mpi, make_run, outcome, stripes, train
+from tests.training import command, curves, environment, events, has_mpi, make_run, outcome, stripes, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not has_mpi(), reason="Horovod with MPI and mpirun are needed")]
 
@@ -160,20 +160,6 @@ def test_ranks_that_do_not_find_each_other_do_not_start(tmp_path: Path) -> None:
     )  # fmt: skip
     assert alone.returncode == AttemptExit.BAD_CONFIGURATION
     assert "the plan has 2 ranks, but 1 found each other" in alone.stderr
-
-
-@pytest.mark.parametrize("launcher", ["mpirun", "gloo"])
-def test_summed_gradients_equal_horovods_and_those_of_one_large_batch(launcher: str) -> None:
-    script = [sys.executable, str(ROOT / "tests" / "e2e" / "ranks_gradients.py")]
-    horovodrun = str(Path(sys.executable).with_name("horovodrun"))
-    start = {
-        "mpirun": ["mpirun", "-np", "2", "--bind-to", "none", "--oversubscribe"],
-        "gloo": [horovodrun, "--gloo", "-np", "2", "-H", "localhost:2"],
-    }[launcher]
-    search = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run([*start, *script], env=environment(**search), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("agrees over") == 2
 
 
 def test_gloo_ranks_train_and_resume(tmp_path: Path) -> None:
