@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import ClassVar
 
 import click
 
@@ -16,6 +17,7 @@ from dlhpc.errors import DlhpcError
 
 _COMMANDS = {
     "init": ("dlhpc.cli.init:init", "Look at a folder of pictures and write a first spec."),
+    "data": ("dlhpc.cli.data:data", "Pack, check and look at the data of a training."),
     "plan": ("dlhpc.cli.plan:plan", "Show everything that submit would do."),
     "render": ("dlhpc.cli.plan:render", "Write the job script to standard output."),
     "submit": ("dlhpc.cli.submit:submit", "Submit a training to the queue."),
@@ -34,25 +36,27 @@ _COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Commands from a table of `module:function`, imported when used."""
+    """Commands from a table of `module:function` and short text, imported when used."""
+
+    commands_table: ClassVar[dict[str, tuple[str, str]]] = _COMMANDS
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(self.commands_table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in self.commands_table:
             return None
-        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = self.commands_table[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in self.commands_table and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            near = difflib.get_close_matches(args[0], self.commands_table, n=1)
             raise click.UsageError(
                 f"There is no command `{args[0]}`." + (f" Did you mean `{near[0]}`?" if near else ""), ctx
             )
@@ -60,7 +64,7 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in self.commands_table.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
