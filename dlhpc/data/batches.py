@@ -24,7 +24,7 @@ from dlhpc.data.draws import shuffled
 from dlhpc.data.packed import Packed
 from dlhpc.data.pixels import Normalisation, copy_window
 from dlhpc.data.samples import Batch, Boxes, Indices, Mixing, Step, Targets, join_boxes, take_targets
-from dlhpc.data.source import MovedBoxes, Source
+from dlhpc.data.inputs import Inputs, MovedBoxes
 from dlhpc.data.splits import SplitName
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class TrainingBatches:
         allocate: Allocate = np.empty,
         normalise: Normalisation | None = None,
     ) -> None:
-        self._source = Source(packed, "train", augment, normalise)
+        self._inputs = Inputs(packed, "train", augment, normalise)
         self._augment = augment
         self._seed, self._rank, self._ranks = seed, rank, ranks
         self._steps, self._accumulate = steps, accumulate
@@ -119,10 +119,10 @@ class TrainingBatches:
         self._threads = threads or default_threads(packed, augment)
         self._ahead = ahead
         largest = math.ceil(math.ceil(math.ceil(self._count / max(1, steps)) / ranks) / accumulate)
-        shape = (largest, *self._source.shape)
+        shape = (largest, *self._inputs.shape)
         # In turn, also from one epoch to the next: whoever gets a step does not see that an epoch ends.
         self._buffers = deque(
-            [allocate(shape, self._source.dtype) for _ in range(accumulate)] for _ in range(ahead + held)
+            [allocate(shape, self._inputs.dtype) for _ in range(accumulate)] for _ in range(ahead + held)
         )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Step]:
@@ -148,7 +148,7 @@ class TrainingBatches:
 
     def _begin(self, pool: ThreadPoolExecutor, epoch: int, portion: Indices, buffer: NDArray[Any]) -> _Begun:
         def fill(first: int, end: int) -> MovedBoxes:
-            return self._source.fill(portion[first:end], buffer[first:end], (self._seed, epoch))
+            return self._inputs.fill(portion[first:end], buffer[first:end], (self._seed, epoch))
 
         alpha = self._augment.mixup
         mixed = pool.submit(mixing, alpha, portion, self._seed, epoch) if alpha > 0 else None
@@ -181,11 +181,11 @@ def evaluation_batches(
     """
     share = np.arange(rank, packed.count(split), ranks, dtype=np.int64)
     targets = packed.targets(split)
-    source = Source(packed, split, augment, normalise)
+    inputs = Inputs(packed, split, augment, normalise)
     threads = threads or default_threads(packed, augment)
     count = -(-len(share) // batch_size)
-    shape = (min(batch_size, len(share)), *source.shape)
-    buffers = [allocate(shape, source.dtype) for _ in range(min(count, ahead + held))]
+    shape = (min(batch_size, len(share)), *inputs.shape)
+    buffers = [allocate(shape, inputs.dtype) for _ in range(min(count, ahead + held))]
 
     def chosen(index: int) -> tuple[Indices, NDArray[Any]]:
         some = share[index * batch_size : (index + 1) * batch_size]
@@ -194,7 +194,7 @@ def evaluation_batches(
     def begin(pool: ThreadPoolExecutor, index: int) -> list[Future[MovedBoxes]]:
         some, buffer = chosen(index)
         return _shared_out(
-            pool, lambda first, end: source.fill(some[first:end], buffer[first:end]), len(some), threads or 1
+            pool, lambda first, end: inputs.fill(some[first:end], buffer[first:end]), len(some), threads or 1
         )
 
     def finish(index: int, parts: list[Future[MovedBoxes]]) -> Batch:

@@ -133,13 +133,7 @@ def place_decoded(values: Values, change: Change, out: Pictures, scratch: Scratc
         return
     placed = scratch.array("placed", (*change.size, channels), values.dtype)
     _place_values(values, change, placed, scratch, antialias=antialias)
-    _planes(placed, out)
-
-
-def _planes(values: Values, out: Values) -> None:
-    """H×W×C → C×H×W."""
-    pairs = [number for channel in range(len(out)) for number in (channel, channel)]
-    opencv().mixChannels([values], list(out), pairs)
+    opencv().split(placed, list(out))
 
 
 def _place_values(values: Values, change: Change, out: Values, scratch: Scratch, *, antialias: bool) -> None:
@@ -215,7 +209,7 @@ def recolour(picture: Pictures, change: Change, scratch: Scratch) -> None:
     colours = change.contrast * change.brightness * _colour_matrix(change.hue, change.saturation)
     recoloured = scratch.array("recoloured", (*size, channels), picture.dtype)
     cv2.transform(values, np.column_stack([colours, np.full(3, shift)]), recoloured)
-    _planes(recoloured, picture)
+    cv2.split(recoloured, list(picture))
 
 
 def _colour_matrix(hue: float, saturation: float) -> NDArray[np.float64]:
