@@ -184,7 +184,7 @@ def encode_rows(coding: Coding | Mapping[str, Any], table: TableFile, rows: Sequ
         for place in places:
             what = f"column `{one.name}` has no value here, and in training all rows had one"
             encoded.faults.setdefault(place, f"{table.place(rows[place])}: {what}")
-    return encoded
+    return dataclasses.replace(encoded, faults=dict(sorted(encoded.faults.items())))
 
 
 def _encode_numbers(

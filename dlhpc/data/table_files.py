@@ -64,7 +64,7 @@ class TableFile:
                 raise DataError(
                     f"has no column `{name}`, which {what} names",
                     where=self.path,
-                    remedy=f"Did you mean `{near[0]}`? " * bool(near) + f"The columns are {there}{more}.",
+                    remedy="".join(f"Did you mean `{one}`? " for one in near) + f"The columns are {there}{more}.",
                 )
 
     def numbers(self, name: str) -> list[float | None]:

@@ -51,7 +51,7 @@ def table_catalog(data: Data, base: Path, task: TaskName) -> Catalog:
     settings = data.table
     assert settings is not None
     wanted = Wanted.of(settings.model_dump())
-    main = read_table(absolute(base, settings.file))
+    main = _read(absolute(base, settings.file))
     _check_settings(main, settings, data, task)
     columns: list[Column] = []
     notes: list[str] = []
@@ -61,7 +61,7 @@ def table_catalog(data: Data, base: Path, task: TaskName) -> Catalog:
     for split in SPLITS:
         file = settings.file if split == "train" else getattr(settings, split)
         if file is not None:
-            table = main if split == "train" else read_table(absolute(base, file))
+            table = main if split == "train" else _read(absolute(base, file))
             sources[split], dropped = _usable(table, columns, settings, data, task)
             notes += [*table.notes, *dropped]
     classes = _classes(settings, data, task, sources)
@@ -91,6 +91,13 @@ def table_catalog(data: Data, base: Path, task: TaskName) -> Catalog:
         kind="table" if settings.pictures is None else "pictures",
         rows=rows,
     )
+
+
+def _read(path: Path) -> TableFile:
+    table = read_table(path)
+    if not len(table):
+        raise DataError("has no rows below the names of the columns", where=table.path, remedy="Add rows.")
+    return table
 
 
 def read_truths(
@@ -165,8 +172,6 @@ def _usable(
     table: TableFile, columns: Sequence[Column], settings: Table, data: Data, task: str
 ) -> tuple[_Source, list[str]]:
     """The rows of a file that have all that is needed, and a note on those that have not."""
-    if not len(table):
-        raise DataError("has no rows below the names of the columns", where=table.path, remedy="Add rows.")
     table.require([column.name for column in columns], "the table to train on")
     faults = Faults()
     truths = read_truths(table, settings.targets, task, data.several_labels, faults)
