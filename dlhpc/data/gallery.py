@@ -218,7 +218,8 @@ def _value_histograms(histogram: list[list[int]]) -> list[Histogram]:
     found = []
     for name, counts in zip(names, histogram):
         bins = np.array(counts, dtype=np.float64).reshape(64, 4).sum(axis=1)
-        found.append(Histogram(name, "dark", "bright", (bins / max(1.0, bins.max())).tolist()))
+        highest = max(1.0, bins[1:-1].max() * 1.2)  # black bars and white paper would hide all else
+        found.append(Histogram(name, "dark", "bright", np.minimum(bins / highest, 1.0).tolist()))
     return found
 
 

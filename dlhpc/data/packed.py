@@ -62,6 +62,8 @@ class Packed:
         self._offset: list[int] = samples["offset"].tolist()
         self._targets = targets
         self._descriptors = descriptors
+        self._ranges = {split: index.range_of(split) for split in SPLITS}
+        self._shape, self._size, self._dtype = index.shape, index.sample_bytes, np.dtype(index.dtype)
         self._swap = index.byte_order != sys.byteorder and index.storage == "raw" and index.dtype != "uint8"
 
     @property
@@ -108,7 +110,7 @@ class Packed:
     @property
     def dtype(self) -> np.dtype[Any]:
         """``uint8`` or ``uint16``; ``float32`` for tables."""
-        return np.dtype(self.index.dtype)
+        return self._dtype
 
     @property
     def classes(self) -> list[str]:
@@ -166,14 +168,14 @@ class Packed:
 
     def targets(self, split: SplitName) -> Targets:
         """What is to be learnt of each sample of ``split``; corners of boxes in pixels of width × height."""
-        first, end = self.index.range_of(split)
+        first, end = self._ranges[split]
         if isinstance(self._targets, Boxes):
             return take_targets(self._targets, np.arange(first, end))
         return self._targets[first:end]
 
     def paths(self, split: SplitName) -> list[str]:
         """Where each sample of ``split`` came from (absolute; for rows the file and the line)."""
-        return self._paths[slice(*self.index.range_of(split))]
+        return self._paths[slice(*self._ranges[split])]
 
     @cached_property
     def _paths(self) -> list[str]:
@@ -202,13 +204,11 @@ class Packed:
         Encoded pictures are decoded and brought to width × height. Raises :class:`DataError` if a file ends early or
         a picture cannot be decoded, :class:`StorageError` if it cannot be read.
         """
-        first, end = self.index.range_of(split)
-        if out.dtype != self.dtype or out.shape != (len(indices), *self.index.shape) or not out.flags.c_contiguous:
+        first, end = self._ranges[split]
+        if out.dtype != self._dtype or out.shape != (len(indices), *self._shape) or not out.flags.c_contiguous:
             raise ValueError(f"out is {out.dtype} {out.shape}; a contiguous {self.dtype} for {len(indices)} is needed")
-        if len(indices) == 0:
-            return
-        size = self.index.sample_bytes
-        view = out.data.cast("B")
+        size = self._size
+        view = out.data.cast("B") if len(indices) else memoryview(b"")
         for slot, index in enumerate(indices.tolist()):
             if not 0 <= index < end - first:
                 raise IndexError(f"{split} has {end - first} samples, not one numbered {index}")
@@ -221,11 +221,11 @@ class Packed:
 
     def decoded(self, split: SplitName, index: int) -> NDArray[Any]:
         """One picture as it is stored, H×W×C: at its own size if storage is ``jpeg`` or ``png``."""
-        first, end = self.index.range_of(split)
+        first, end = self._ranges[split]
         if not 0 <= index < end - first:
             raise IndexError(f"{split} has {end - first} samples, not one numbered {index}")
         if self.index.storage == "raw":
-            whole = np.empty((1, *self.index.shape), self.dtype)
+            whole = np.empty((1, *self._shape), self.dtype)
             self.read(split, np.array([index]), whole)
             return np.moveaxis(whole[0], 0, 2)
         return self._decoded(first + index)
