@@ -50,7 +50,7 @@ def staged(
         return folder
     index = read_index(folder, fingerprint)
     try:
-        if not scratch.is_dir() or os.stat(scratch).st_dev == os.stat(folder).st_dev:
+        if not scratch.is_dir() or _on_one_disk(folder, scratch):
             return folder  # other nodes of the job may lack it; on one disk a copy gains nothing
         return _copy_once(folder, index, _own_folder(scratch))
     except _Refused:
@@ -59,6 +59,10 @@ def staged(
         reason = error.what if isinstance(error, DlhpcError) else error.strerror or str(error)
         warn(f"the dataset is read from shared storage, not from {scratch}: {reason}")
         return folder
+
+
+def _on_one_disk(first: Path, second: Path) -> bool:
+    return first.stat().st_dev == second.stat().st_dev
 
 
 class _Refused(Exception):

@@ -21,6 +21,7 @@ from dlhpc.data import workplace
 from dlhpc.data.__main__ import main
 from dlhpc.data.catalog import make_catalog
 from dlhpc.data.pack import Preparation, pack
+from dlhpc.data.pack_add import add_pictures
 from dlhpc.data.packed import Packed, open_packed
 from dlhpc.data.pictures import read_picture
 from dlhpc.errors import DataError, StorageError
@@ -41,16 +42,18 @@ def photos(folder: Path, count: int = 6, *, classes: str = "ab", mode: str = "L"
     return folder
 
 
-def make_run(base: Path, number: int = 1, **settings: Any) -> RunDirectory:
-    """A run directory as submission leaves it, for the pictures in ``base``/photos."""
-    data = Data.model_validate({"folder": "photos", "width": 12, "height": 10, **settings})
-    catalog = make_catalog(data, base)
+def make_run(base: Path, number: int = 1, *, task: Any = "classification", **settings: Any) -> RunDirectory:
+    """A run directory as submission leaves it, for the pictures in ``base``/photos or what ``settings`` name."""
+    source = {} if {"packed", "table", "kitti"} & set(settings) else {"folder": "photos"}
+    data = Data.model_validate({**source, "width": 12, "height": 10, **settings})
+    catalog = make_catalog(data, base, task)
     key = catalog.key(data)
     run = RunDirectory(base / "runs" / f"run{number}")
     run.path.mkdir(parents=True)
     catalog.write(run.catalog)
-    counts = [len(catalog.splits[split]) for split in ("train", "val", "unseen")]
-    summary = DatasetSummary(key, str(base / "runs" / ".datasets" / key), len(catalog.classes), *counts)
+    counts = [catalog.count(split) for split in ("train", "val", "unseen")]
+    folder = catalog.packed.folder if catalog.packed is not None else str(base / "runs" / ".datasets" / key)
+    summary = DatasetSummary(key, folder, len(catalog.classes), *counts)
     Plan(
         run_id="x", dlhpc_version="0", created="2026-01-01T00:00:00+00:00", site="local", scheduler="local",
         dialect=None, queue="local", nodes=1, ranks=2, ranks_per_node=2, cores_per_rank=1, gpus_per_rank=0,
@@ -321,6 +324,58 @@ def test_touched_pictures_do_not_stop_a_run_that_was_trained_on_them(tmp_path: P
         run.provenance.write_text(json.dumps({"dataset": {"fingerprint": packed.fingerprint}}))
     shutil.rmtree(packing_folder(run))
     (tmp_path / "photos" / "a" / "3.png").touch()
+    assert main([str(run.path)]) == 0
+
+
+def test_a_run_on_a_packed_dataset_uses_it_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog = make_catalog(Data(folder=str(photos(tmp_path / "photos"))), tmp_path)
+    how = Preparation("grey", 10, 12, "squash", skip_broken=False)
+    pack(catalog, how, tmp_path / "set", key="k", threads=1).close()
+    run = make_run(tmp_path, packed="set")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
+    shutil.rmtree(tmp_path / "photos")
+    assert main([str(run.path)]) == 0
+    assert f"10 train, 2 val, 0 unseen in {tmp_path}/set" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()} == before
+    # Pictures that are added do not change what this run was planned with.
+    photos(tmp_path / "more", 3, seed=7)
+    added = add_pictures(
+        tmp_path / "set", make_catalog(Data(folder=str(tmp_path / "more")), tmp_path), skip_broken=False, threads=1
+    )
+    added.packed.close()
+    assert main([str(run.path)]) == 0
+    assert "10 train, 2 val, 0 unseen" in capsys.readouterr().out
+    # Another dataset in its place is told, and nothing is written over it.
+    shutil.rmtree(tmp_path / "set")
+    other = make_catalog(Data(folder=str(tmp_path / "more")), tmp_path)
+    pack(other, how, tmp_path / "set", key="k", threads=1).close()
+    assert main([str(run.path)]) == 65
+    assert "the packed dataset is not the one any more" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "set")
+    assert main([str(run.path)]) == 1
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_run_on_rows_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{n},{'abc'[n % 3]},{2 * n}\n" for n in range(24))
+    (tmp_path / "t.csv").write_text("x,kind,y\n" + rows)
+    run = make_run(tmp_path, task="regression", table={"file": "t.csv", "targets": "y"})
+    for _ in range(2):
+        assert main([str(run.path)]) == 0
+    with packed_of(run) as packed:
+        assert (packed.kind, packed.task, packed.target_names) == ("table", "regression", ["y"])
+        values = np.empty((packed.count("train"), len(packed.features)), np.float32)
+        packed.read("train", np.arange(len(values)), values)
+        assert np.array_equal(2 * values[:, packed.features.index("x")], packed.targets("train")[:, 0])
+        assert packed.coding is not None
+        assert packed.verify() == []
+        fingerprint = packed.fingerprint
+    shutil.rmtree(packing_folder(run))
+    (tmp_path / "t.csv").write_text("x,kind,y\n" + rows.replace("2,c,4", "2,c,5"))
+    assert main([str(run.path)]) == 65
+    assert "1 table has changed since the run was submitted" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("x,kind,y\n" + rows)  # as it was, though with another mtime
+    run.provenance.write_text(json.dumps({"dataset": {"fingerprint": fingerprint}}))
     assert main([str(run.path)]) == 0
 
 
