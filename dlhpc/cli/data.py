@@ -58,7 +58,7 @@ def pack(source: Path, target: Path, add: bool, settings: tuple[str, ...], threa
     from dlhpc.data.source import find_source
     from dlhpc.errors import UserError
 
-    with _libraries():
+    with libraries():
         from dlhpc.data.__main__ import preparation
         from dlhpc.data.catalog import make_catalog
         from dlhpc.data.pack_add import add_pictures
@@ -70,9 +70,9 @@ def pack(source: Path, target: Path, add: bool, settings: tuple[str, ...], threa
         many = threads or len(os.sched_getaffinity(0))
         if add:
             catalog = make_catalog(found.data, found.base, found.task)
-            with _progress(as_json) as progress:
+            with progress(as_json) as tell:
                 added = add_pictures(
-                    folder, catalog, skip_broken=found.data.broken == "skip", threads=many, progress=progress
+                    folder, catalog, skip_broken=found.data.broken == "skip", threads=many, progress=tell
                 )
             with added.packed as packed:
                 _summary(packed, {"added": added.new, "known": added.known}, as_json)
@@ -80,8 +80,8 @@ def pack(source: Path, target: Path, add: bool, settings: tuple[str, ...], threa
         catalog = make_catalog(found.data, found.base, found.task)
         key = catalog.key(found.data)
         _refuse_another(folder, key)
-        with _progress(as_json) as progress:
-            packed = _pack(catalog, found.data, preparation, folder, key, many, progress)
+        with progress(as_json) as tell:
+            packed = _pack(catalog, found.data, preparation, folder, key, many, tell)
         with packed:
             _summary(packed, {}, as_json)
 
@@ -189,7 +189,7 @@ def _yaml_text(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def progress(quiet: bool, doing: str = "packing") -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal's standard error; a line every ten seconds elsewhere."""
     import sys
     import time
@@ -201,21 +201,21 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
             nonlocal last
             if not quiet and time.monotonic() - last >= 10:
                 last = time.monotonic()
-                click.echo(f"packing {done} of {total} pictures", err=True)
+                click.echo(f"{doing} {done} of {total} pictures", err=True)
 
         yield tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("packing", total=None)
+        task = bar.add_task(doing, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager
-def _libraries() -> Iterator[None]:
+def libraries() -> Iterator[None]:
     """Say kindly what a login node lacks, and keep picture libraries from printing warnings of odd tags."""
     import logging
     import warnings
@@ -258,7 +258,7 @@ def show(dataset: Path, out: Path | None, pictures: int, settings: tuple[str, ..
     target = out or Path(f"{Path(dataset.absolute()).name.removesuffix('.yaml').removesuffix('.yml')}.html")
     if target.is_dir():
         target = target / f"{dataset.absolute().stem}.html"
-    with _libraries():
+    with libraries():
         from dlhpc.data.gallery import page_of_packed, page_of_source
         from dlhpc.data.packed import open_packed
 
