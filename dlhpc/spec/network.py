@@ -34,7 +34,8 @@ class Network(Model):
     """Your own network: a Python file with a function `network(shape, **options)`; see the user guide. `name` is then
     not used."""
     options: dict[str, Any] = {}
-    """Given to the function of `file`."""
+    """Given to the function of `file`. Without one: detectnet takes {width: 0.25}, a factor on the channels of all its
+    layers; retinanet and fcos take {backbone: resnet18} (or resnet34, resnet50, resnet101)."""
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128, 128)
     """mlp: widths of the hidden layers."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -58,8 +59,9 @@ class Detection(Model):
     """DetectNet: cells that are so sure propose a box."""
     group_threshold: Annotated[int, Field(ge=0)] = 3
     """DetectNet: a box needs more than so many similar proposals (OpenCV's groupRectangles); 0 takes each."""
-    group_eps: Annotated[float, Field(gt=0)] = 0.02
-    """DetectNet: how similar."""
+    group_eps: Annotated[float, Field(gt=0)] = 0.2
+    """DetectNet: proposals are similar if their edges differ by no more than this part of their size (mean of width and
+    height), OpenCV's eps. DIGITS' 0.02 was of something else: its layer gave corners where OpenCV expects sizes."""
     min_height: Annotated[float, Field(ge=0)] = 22.0
     """DetectNet: lower boxes are not reported."""
     score: Annotated[float, Field(ge=0, lt=1)] = 0.05

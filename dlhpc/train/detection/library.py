@@ -265,12 +265,13 @@ def with_channels(first: nn.Conv2d, channels: int) -> nn.Conv2d:
 def smallest_anchor(name: str, boxes: Boxes, size: tuple[int, int]) -> float:
     """Where anchors begin, so that small objects have some of their size.
 
-    RetinaNet: side in pixels, 8, 16 or 32 (its paper's); SSDlite: a part of the picture's sides, from 0.04 to 0.2
+    RetinaNet: side in pixels, 8, 16 or 32 (its paper's); SSDlite: a part of the picture's sides, about 0.04 to 0.2
     (torchvision's). All but the smallest tenth of the boxes are at least as large.
     """
     sides = boxes.corners[:, 2:] - boxes.corners[:, :2]
     sides = sides[(sides > 0).all(axis=1) & (boxes.classes != DONT_CARE)]
     smallest = float(np.quantile(np.sqrt(sides.astype(np.float64).prod(axis=1)), 0.1)) if len(sides) else 32.0
     if name == "ssdlite":
-        return min(0.2, max(0.04, round(smallest / math.sqrt(size[0] * size[1]), 3)))
+        part = smallest / math.sqrt(size[0] * size[1])
+        return round(64 * min(0.2, max(0.04, part))) / 64  # exact as float32, which the buffer is
     return float(2 ** round(math.log2(min(32.0, max(8.0, smallest)))))
