@@ -23,6 +23,11 @@ class Saver:
         self.seconds = 0.0
         """What the last checkpoint took, from its beginning until it was durable."""
 
+    @property
+    def busy(self) -> bool:
+        """Something is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self, pending: Pending) -> None:
         """Begin to write; waits for the checkpoint before. :meth:`release` must be called before tensors change."""
         self.wait()
@@ -34,7 +39,7 @@ class Saver:
         """Weights and optimiser state are about to change: what has not been read of them is copied now."""
         if self._pending is None:
             return
-        if self._thread is not None and not self._thread.is_alive():
+        if not self.busy:
             self.wait()
         elif not self._pending.released:
             self._pending.held.keep_all()

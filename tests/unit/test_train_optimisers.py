@@ -81,7 +81,7 @@ def test_groups_have_their_own_rate() -> None:
         parameter.grad = torch.ones(3)
     set_rate(optimiser, 0.5)
     optimiser.step()
-    assert (float(slow[0]), float(fast[0])) == pytest.approx((0.95, 0.5))
+    assert (slow[0].item(), fast[0].item()) == pytest.approx((0.95, 0.5))
 
 
 def test_taken_up_state_has_the_layout_of_its_parameter() -> None:
