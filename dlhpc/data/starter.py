@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import statistics
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlhpc.data.catalog import Catalog, make_catalog
 from dlhpc.data.splits import SPLIT_WORDS
-from dlhpc.errors import DlhpcError, UserError
+from dlhpc.data.starter_parts import Looks, batch_size, line, look, quoted, run_name, written_path
 from dlhpc.spec.load import parse_document, validate
 from dlhpc.spec.models import Data, Folders, Spec, Split
 
-_LOOKED_AT = 24  # pictures that decide on size and colour
 _FEW, _SOME = 5, 20  # pictures in the smallest class: from here on some are kept unseen; from here on fewer of them
-
-
-@dataclass(frozen=True)
-class _Looks:
-    """What some of the pictures are like; zeros where none could be looked at."""
-
-    short_side: int
-    """Median of the shorter sides, pixels."""
-    color: str
-    smallest: str
-    largest: str
-    broken: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ def starter_spec(
     folder that cannot be trained on, :class:`UserError` for a bad name.
     """
     folder = Path(os.path.abspath(folder))
-    written = _written_path(folder, relative_to)
+    written = written_path(folder, relative_to)
     data, source = _source(folder, written)
     catalog = make_catalog(data, folder)
     smallest = min(
@@ -70,26 +53,13 @@ def starter_spec(
     shares = _shares(smallest) if data.folder is not None else None
     if shares is not None:
         catalog = make_catalog(data.model_copy(update={"split": shares}), folder)
-    looks = _look(catalog)
+    looks = look(catalog.splits["train"])
     recipe = _recipe(looks, len(catalog.splits["train"]), ranks_per_node)
     text = _text(
-        _run_name(folder.name) if name is None else name, source, shares, catalog, looks, recipe, ranks_per_node
+        run_name(folder.name) if name is None else name, source, shares, catalog, looks, recipe, ranks_per_node
     )
     validate(parse_document(text, folder), Spec)  # a bad --name is told here, in the words of the spec
     return text
-
-
-def _written_path(folder: Path, relative_to: Path | None) -> str:
-    """How the spec names the folder."""
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError as error:
-        shown = str(folder).encode(errors="surrogateescape").decode(errors="replace")
-        raise UserError(f"the name of the folder {shown} is not valid UTF-8", remedy="Rename it.") from error
-    if relative_to is not None and folder.is_relative_to(base := Path(os.path.abspath(relative_to))):
-        relative = str(folder.relative_to(base))
-        return f"./{relative}" if relative.startswith("~") else relative
-    return str(folder)
 
 
 def _source(folder: Path, written: str) -> tuple[Data, list[str]]:
@@ -102,14 +72,14 @@ def _source(folder: Path, written: str) -> tuple[Data, list[str]]:
     # A folder that is named twice (val and valid) or otherwise makes the names classes.
     if len(found) < len(names) or "train" not in found or len(found) < 2:
         meaning = "holds one folder for each class, named after it, with its pictures inside"
-        return Data(folder=str(folder)), [_line(f"  folder: {_quoted(written)}", meaning)]
-    lines = [_line("  folders:", "each holds one folder for each class with its pictures inside")]
+        return Data(folder=str(folder)), [line(f"  folder: {quoted(written)}", meaning)]
+    lines = [line("  folders:", "each holds one folder for each class with its pictures inside")]
     if "val" not in found:
         found["val"] = found.pop("unseen")
         lines.append(
             "                          # (there is no folder for val, so the one for test measures the network)"
         )
-    lines += [f"    {split}: {_quoted(os.path.join(written, found[split]))}" for split in found]
+    lines += [f"    {split}: {quoted(os.path.join(written, found[split]))}" for split in found]
     folders = Folders(**{split: str(folder / name) for split, name in found.items()})
     return Data(folders=folders), lines
 
@@ -127,47 +97,15 @@ def _shares(smallest: int) -> Split:
     return Split(train=0.6, val=0.2, unseen=0.2) if smallest < _SOME else Split(train=0.7, val=0.15, unseen=0.15)
 
 
-def _look(catalog: Catalog) -> _Looks:
-    """Decode some training pictures, spread over all classes."""
-    try:
-        from dlhpc.data.pictures import BrokenPicture, decode, is_grey
-    except ImportError:
-        return _Looks(0, "auto", "", "", 0)
-    train = catalog.splits["train"]
-    step = max(1, len(train) // _LOOKED_AT)
-    sizes: list[tuple[int, int]] = []
-    greys, broken = [], 0
-    for picture in train[::step][:_LOOKED_AT]:
-        try:
-            values = decode(picture.path)
-        except BrokenPicture:
-            broken += 1
-            continue
-        except DlhpcError:
-            continue
-        sizes.append((values.shape[1], values.shape[0]))
-        greys.append(is_grey(values))
-    if not sizes:
-        return _Looks(0, "auto", "", "", 0)
-    small, large = (pick(sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
-    return _Looks(
-        round(statistics.median(min(size) for size in sizes)),
-        "grey" if all(greys) else "rgb",
-        f"{small[0]}×{small[1]}",
-        f"{large[0]}×{large[1]}",
-        broken,
-    )
-
-
-def _recipe(looks: _Looks, train: int, ranks: int) -> _Recipe:
+def _recipe(looks: Looks, train: int, ranks: int) -> _Recipe:
     """Small pictures get the small network; large ones DIGITS' AlexNet recipe, or ResNet-18 where there are many."""
     if 0 < looks.short_side <= 160:
         size = 32 if looks.short_side <= 40 else 64
-        batch = _batch(16, train, ranks)
+        batch = batch_size(16, train, ranks)
         epochs = min(100, max(30, round(320 * batch * ranks / train)))
         why = "a small network for small pictures; it trains in minutes even without a GPU"
         return _Recipe(why, "smallnet", size, None, size // 16, "adamw", "0.01", "0.002", "cosine", 2, epochs, batch)
-    batch = _batch(32, train, ranks)
+    batch = batch_size(32, train, ranks)
     if train >= 2000:
         why = "a network of today's kind for many pictures"
         return _Recipe(why, "resnet18", 256, 224, 0, "sgd", "0.0001", "0.05", "cosine", 2, 30, batch)
@@ -176,44 +114,13 @@ def _recipe(looks: _Looks, train: int, ranks: int) -> _Recipe:
     return _Recipe(why, "alexnet", 256, 227, 0, "sgd", "0.0001", "0.01", "step", 0, epochs, batch)
 
 
-def _batch(most: int, train: int, ranks: int) -> int:
-    """Pictures per rank and step: a power of two, so small that an epoch has some steps."""
-    batch = most
-    while batch > 4 and batch * ranks * 4 > train:
-        batch //= 2
-    return batch
-
-
-def _run_name(folder: str) -> str:
-    """A run's name out of any folder's name: letters, digits, `-` and `_`, a letter first, at most 40."""
-    plain = unicodedata.normalize("NFKD", folder).encode("ascii", "ignore").decode()
-    name = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-_")
-    if name and not name[0].isalpha():
-        name = f"run-{name}"
-    return name[:40].rstrip("-_") or "pictures"
-
-
-def _quoted(text: str) -> str:
-    """A YAML double-quoted scalar, which no character can break out of: as JSON's, and `\\U` for all unprintables."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in quoted)
-
-
-def _line(setting: str, meaning: str) -> str:
-    """A line of YAML with its explanation, which goes below where the setting is long."""
-    if len(setting) > 26:
-        return f"{setting}\n{'':<27}# {meaning}"
-    return f"{setting:<26} # {meaning}"
-
-
 def _text(
-    name: str, source: list[str], shares: Split | None, catalog: Catalog, looks: _Looks, recipe: _Recipe, ranks: int
+    name: str, source: list[str], shares: Split | None, catalog: Catalog, looks: Looks, recipe: _Recipe, ranks: int
 ) -> str:
     counts = {split: len(pictures) for split, pictures in catalog.splits.items()}
-    shown = ", ".join(_quoted(name) for name in catalog.classes[:5]) + (", …" if len(catalog.classes) > 5 else "")
+    shown = ", ".join(quoted(name) for name in catalog.classes[:5]) + (", …" if len(catalog.classes) > 5 else "")
     if looks.short_side:
-        sizes = looks.smallest if looks.smallest == looks.largest else f"{looks.smallest} to {looks.largest}"
-        seen = f"# The pictures that were looked at are {looks.color} and {sizes} pixels large."
+        seen = f"# The pictures that were looked at are {looks.color} and {looks.sizes} pixels large."
     else:
         seen = "# The pictures could not be looked at from here; check width, height and network below."
     head = [
@@ -223,9 +130,9 @@ def _text(
         f"#   {counts['train']} to learn from, {counts['val']} to measure by (val), {counts['unseen']} kept unseen.",
         seen,
         "",
-        _line(f"name: {_quoted(name)}", "each run is called this, with date and time after it"),
-        _line('notes: ""', "what you want to remember; it is shown in the report"),
-        _line("task: classification", "say which class a picture belongs to"),
+        line(f"name: {quoted(name)}", "each run is called this, with date and time after it"),
+        line('notes: ""', "what you want to remember; it is shown in the report"),
+        line("task: classification", "say which class a picture belongs to"),
         "",
         "data:",
         *source,
@@ -234,27 +141,27 @@ def _text(
     return "\n".join(lines) + "\n"
 
 
-def _data_lines(shares: Split | None, looks: _Looks, recipe: _Recipe) -> list[str]:
+def _data_lines(shares: Split | None, looks: Looks, recipe: _Recipe) -> list[str]:
     broken = (
-        _line("  broken: skip", "some pictures are damaged: they are named and left out; `fail` stops instead")
+        line("  broken: skip", "some pictures are damaged: they are named and left out; `fail` stops instead")
         if looks.broken
-        else _line("  broken: fail", "stop if a picture is damaged; `skip` names it and goes on without it")
+        else line("  broken: fail", "stop if a picture is damaged; `skip` names it and goes on without it")
     )
     sharing = []
     if shares is not None:
         sharing = [
-            _line("  split:", "each class is shared out like this; the three sum to 1"),
-            _line(f"    train: {shares.train:g}", "the network learns from these"),
-            _line(f"    val: {shares.val:g}", "these measure it after every epoch"),
-            _line(f"    unseen: {shares.unseen:g}", "kept aside for an honest test: dlhpc predict RUN --unseen"),
-            _line("    seed: 1", "another number shares the same pictures out otherwise"),
+            line("  split:", "each class is shared out like this; the three sum to 1"),
+            line(f"    train: {shares.train:g}", "the network learns from these"),
+            line(f"    val: {shares.val:g}", "these measure it after every epoch"),
+            line(f"    unseen: {shares.unseen:g}", "kept aside for an honest test: dlhpc predict RUN --unseen"),
+            line("    seed: 1", "another number shares the same pictures out otherwise"),
         ]
     return [
         *sharing,
-        _line(f"  color: {looks.color}", "grey, rgb, or auto: grey if the pictures are"),
-        _line(f"  width: {recipe.size}", "every picture is brought to this size, in pixels; larger shows finer detail"),
-        _line(f"  height: {recipe.size}", "  and takes longer"),
-        _line("  resize: squash", "or crop, fill (black bars), half_crop: what to do if the shape is not the same"),
+        line(f"  color: {looks.color}", "grey, rgb, or auto: grey if the pictures are"),
+        line(f"  width: {recipe.size}", "every picture is brought to this size, in pixels; larger shows finer detail"),
+        line(f"  height: {recipe.size}", "  and takes longer"),
+        line("  resize: squash", "or crop, fill (black bars), half_crop: what to do if the shape is not the same"),
         broken,
     ]
 
@@ -262,47 +169,47 @@ def _data_lines(shares: Split | None, looks: _Looks, recipe: _Recipe) -> list[st
 def _training_lines(catalog: Catalog, recipe: _Recipe, ranks: int) -> list[str]:
     mirrored = any(len(name) > 1 for name in catalog.classes)  # classes of one character may be letters or digits
     augment = [
-        _line("augment:", "random changes to the training pictures, as if there were more of them"),
-        _line(
+        line("augment:", "random changes to the training pictures, as if there were more of them"),
+        line(
             f"  flip_horizontal: {str(mirrored).lower()}",
             "left and right swapped; false where a mirror image is another class",
         ),
-        _line("  flip_vertical: false", "upside down; true for pictures without an up and down, such as micrographs"),
-        _line(f"  shift_pixels: {recipe.shift}", "moved by up to so many pixels each way"),
+        line("  flip_vertical: false", "upside down; true for pictures without an up and down, such as micrographs"),
+        line(f"  shift_pixels: {recipe.shift}", "moved by up to so many pixels each way"),
     ]
     if recipe.crop is not None:
-        augment.append(_line(f"  crop: {recipe.crop}", "a square of so many pixels, cut out at a random place"))
+        augment.append(line(f"  crop: {recipe.crop}", "a square of so many pixels, cut out at a random place"))
     return [
         *augment,
         "",
-        _line("network:", "others: lenet, smallnet, alexnet, googlenet, resnet18, resnet50"),
-        _line(f"  name: {recipe.network}", recipe.why),
+        line("network:", "others: lenet, smallnet, alexnet, googlenet, resnet18, resnet50"),
+        line(f"  name: {recipe.network}", recipe.why),
         "",
-        _line("optimizer:", "how the network is corrected after each step"),
-        _line(f"  name: {recipe.optimizer}", "others: sgd, nesterov, adam, adamw, rmsprop, adagrad, adadelta"),
-        _line(f"  weight_decay: {recipe.weight_decay}", "keeps weights small, against learning by heart"),
+        line("optimizer:", "how the network is corrected after each step"),
+        line(f"  name: {recipe.optimizer}", "others: sgd, nesterov, adam, adamw, rmsprop, adagrad, adadelta"),
+        line(f"  weight_decay: {recipe.weight_decay}", "keeps weights small, against learning by heart"),
         "",
-        _line("learning_rate:", "how large the corrections are"),
-        _line(
+        line("learning_rate:", "how large the corrections are"),
+        line(
             f"  base: {recipe.rate}", "too large diverges, too small takes for ever; try a third or three times of it"
         ),
-        _line(
+        line(
             f"  policy: {recipe.policy}",
             "how it falls: fixed, step, multistep, exp, inv, poly, sigmoid, cosine, linear",
         ),
-        _line(f"  warmup_epochs: {recipe.warmup}", "rise gently to `base` during so many epochs"),
+        line(f"  warmup_epochs: {recipe.warmup}", "rise gently to `base` during so many epochs"),
         "",
         "training:",
-        _line(f"  epochs: {recipe.epochs}", "how often every training picture is seen"),
-        _line(
+        line(f"  epochs: {recipe.epochs}", "how often every training picture is seen"),
+        line(
             f"  batch_size: {recipe.batch}", "pictures for each rank and step; halve it if the memory does not suffice"
         ),
-        _line("  validation_interval: 1", "measure after so many epochs; 0.5 is twice an epoch"),
-        _line("  snapshot_interval: 1", "save after so many epochs"),
-        _line("  seed: 1", "another number starts from other random weights"),
+        line("  validation_interval: 1", "measure after so many epochs; 0.5 is twice an epoch"),
+        line("  snapshot_interval: 1", "save after so many epochs"),
+        line("  seed: 1", "another number starts from other random weights"),
         "",
-        _line("job:", "what to ask of the machine"),
-        _line("  nodes: 1", "computers; more than one on a cluster only"),
-        _line(f"  ranks_per_node: {ranks}", "training processes at the same time: one for each GPU, or a few on cores"),
-        _line("  walltime: 1:00:00", "hours:minutes:seconds for one go; a longer training is saved and goes on"),
+        line("job:", "what to ask of the machine"),
+        line("  nodes: 1", "computers; more than one on a cluster only"),
+        line(f"  ranks_per_node: {ranks}", "training processes at the same time: one for each GPU, or a few on cores"),
+        line("  walltime: 1:00:00", "hours:minutes:seconds for one go; a longer training is saved and goes on"),
     ]

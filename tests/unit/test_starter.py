@@ -14,7 +14,8 @@ from PIL import Image
 
 from dlhpc.cli.common import shell_word
 from dlhpc.data.catalog import Catalog, make_catalog
-from dlhpc.data.starter import _quoted, _run_name, starter_spec
+from dlhpc.data.starter import starter_spec
+from dlhpc.data.starter_parts import quoted, run_name
 from dlhpc.errors import DlhpcError, UserError
 from dlhpc.spec.load import load_spec
 from dlhpc.spec.models import Spec
@@ -99,15 +100,15 @@ def test_folders_and_classes_of_any_name(tmp_path: Path, name: str) -> None:
 
 
 @given(st.text())
-def test_any_folder_name_gives_a_run_name(name: str) -> None:
-    Spec.model_validate({"name": _run_name(name), "data": {"folder": "x"}})
+def test_any_folder_name_gives_arun_name(name: str) -> None:
+    Spec.model_validate({"name": run_name(name), "data": {"folder": "x"}})
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_survives_quoting(text: str) -> None:
     from ruamel.yaml import YAML
 
-    assert YAML(typ="rt").load(f"key: {_quoted(text)}  # said {_quoted(text)}\n")["key"] == text
+    assert YAML(typ="rt").load(f"key: {quoted(text)}  # said {quoted(text)}\n")["key"] == text
 
 
 def test_a_given_name_is_used_and_a_bad_one_is_told(tmp_path: Path) -> None:

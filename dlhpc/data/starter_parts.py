@@ -1,0 +1,106 @@
+"""What all first specs are made with: a look at some pictures, names, quoting, lines with their explanation."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlhpc.data.catalog import Sample
+from dlhpc.errors import DlhpcError, UserError
+
+_LOOKED_AT = 24  # pictures that decide on size and colour
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What some of the pictures are like; zeros where none could be looked at."""
+
+    short_side: int = 0
+    """Median of the shorter sides, pixels."""
+    color: str = "auto"
+    smallest: tuple[int, int] = (0, 0)
+    """Width and height."""
+    largest: tuple[int, int] = (0, 0)
+    broken: int = 0
+
+    @property
+    def sizes(self) -> str:
+        """For people."""
+        small, large = ("×".join(map(str, size)) for size in (self.smallest, self.largest))
+        return small if small == large else f"{small} to {large}"
+
+
+def look(train: Sequence[Sample]) -> Looks:
+    """Decode some pictures, spread over all; nothing where NumPy and Pillow are missing, as on a login node."""
+    try:
+        from dlhpc.data.pictures import BrokenPicture, decode, is_grey
+    except ImportError:
+        return Looks()
+    step = max(1, len(train) // _LOOKED_AT)
+    sizes: list[tuple[int, int]] = []
+    greys, broken = [], 0
+    for picture in train[::step][:_LOOKED_AT]:
+        try:
+            values = decode(picture.path)
+        except BrokenPicture:
+            broken += 1
+            continue
+        except DlhpcError:
+            continue
+        sizes.append((values.shape[1], values.shape[0]))
+        greys.append(is_grey(values))
+    if not sizes:
+        return Looks()
+    small, large = (pick(sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
+    return Looks(
+        round(statistics.median(min(size) for size in sizes)), "grey" if all(greys) else "rgb", small, large, broken
+    )
+
+
+def written_path(path: Path, relative_to: Path | None) -> str:
+    """How the spec names a folder or file: relative to where it is written if it lies below, else absolute."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = str(path).encode(errors="surrogateescape").decode(errors="replace")
+        raise UserError(f"the name {shown} is not valid UTF-8", remedy="Rename it.") from error
+    if relative_to is not None and path.is_relative_to(base := Path(os.path.abspath(relative_to))):
+        relative = str(path.relative_to(base))
+        return f"./{relative}" if relative.startswith("~") else relative
+    return str(path)
+
+
+def run_name(folder: str) -> str:
+    """A run's name out of any folder's name: letters, digits, `-` and `_`, a letter first, at most 40."""
+    plain = unicodedata.normalize("NFKD", folder).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-_")
+    if name and not name[0].isalpha():
+        name = f"run-{name}"
+    return name[:40].rstrip("-_") or "pictures"
+
+
+def quoted(text: str) -> str:
+    """A YAML double-quoted scalar, which no character can break out of: as JSON's, and `\\U` for all unprintables."""
+    text = json.dumps(text, ensure_ascii=False)
+    return "".join(sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in text)
+
+
+def line(setting: str, meaning: str) -> str:
+    """A line of YAML with its explanation, which goes below where the setting is long."""
+    if len(setting) > 26:
+        return f"{setting}\n{'':<27}# {meaning}"
+    return f"{setting:<26} # {meaning}"
+
+
+def batch_size(most: int, train: int, ranks: int) -> int:
+    """Pictures per rank and step: a power of two, so small that an epoch has some steps."""
+    batch = most
+    while batch > 4 and batch * ranks * 4 > train:
+        batch //= 2
+    return batch
