@@ -44,9 +44,6 @@ class Sample(NamedTuple):
         return self.target
 
 
-Picture = Sample
-
-
 class Rows(NamedTuple):
     """The rows of one table that make a split."""
 

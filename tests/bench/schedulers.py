@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from dlhpc.data.catalog import Catalog, Picture
+from dlhpc.data.catalog import Catalog, Sample
 from dlhpc.jobs import sweep_follow
 from dlhpc.jobs.follow import statuses
 from dlhpc.jobs.plan import decide
@@ -45,7 +45,7 @@ def _plan(folder: Path, scheduler: str) -> Plan:
     """Two nodes, four ranks with a GPU each on both."""
     picture = folder / "a.pgm"
     picture.touch()
-    catalog = Catalog(["a", "b"], {"train": [Picture(str(picture), 0)] * 6400, "val": [], "unseen": []})
+    catalog = Catalog(["a", "b"], {"train": [Sample(str(picture), 0)] * 6400, "val": [], "unseen": []})
     site = Site(
         name="cluster",
         scheduler=scheduler,

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional
 
 from dlhpc.data.batches import TrainingBatches, steps_per_epoch
-from dlhpc.data.catalog import Catalog, Picture
+from dlhpc.data.catalog import Catalog, Sample
 from dlhpc.data.pack import Preparation, pack
 from dlhpc.data.packed import Packed
 from dlhpc.spec.models import Augment, Optimizer
@@ -30,7 +30,7 @@ def _pictures(folder: Path) -> Packed:
     for number in range(COUNT):
         path = folder / f"{number}.png"
         Image.fromarray(random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(path)
-        found.append(Picture(str(path), number % 8))
+        found.append(Sample(str(path), number % 8))
     catalog = Catalog([f"class {n}" for n in range(8)], {"train": found, "val": found[:8], "unseen": []})
     how = Preparation(color="rgb", height=SIZE, width=SIZE, resize="squash", skip_broken=False)
     return pack(catalog, how, folder / "packed", key="bench", threads=2)

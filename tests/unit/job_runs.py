@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlhpc.data.catalog import Catalog, Picture
+from dlhpc.data.catalog import Catalog, Sample
 from dlhpc.errors import CommandError
 from dlhpc.jobs.begin import begin
 from dlhpc.jobs.conclude import conclude
@@ -38,7 +38,7 @@ def catalog(folder: Path, train: int = 100) -> Catalog:
     pictures = [folder / f"{n}.pgm" for n in range(train + 2)]
     for path in pictures:
         path.touch()
-    found = [Picture(str(path), n % 2) for n, path in enumerate(pictures)]
+    found = [Sample(str(path), n % 2) for n, path in enumerate(pictures)]
     return Catalog(["anna", "bert"], {"train": found[:-2], "val": found[-2:], "unseen": []})
 
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dlhpc.cli.predict import predict
-from dlhpc.data.catalog import Catalog, Picture
+from dlhpc.data.catalog import Catalog, Sample
 from dlhpc.errors import DataError, DlhpcError, ErrorList, StorageError, UserError
 from dlhpc.files import read_json
 from dlhpc.predict.choose import choose_checkpoint
@@ -62,7 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Pat
     )
     unseen = save(folder / "unseen", *splits["unseen"])
     save(folder / "val", *splits["val"])
-    pictures = [Picture(str(path), int(path.parent.name[-1])) for path in unseen]
+    pictures = [Sample(str(path), int(path.parent.name[-1])) for path in unseen]
     Catalog([f"class {n}" for n in range(CLASSES)], {"train": [], "val": [], "unseen": pictures}).write(run.catalog)
     done = training.train(run)
     assert done.returncode == 0, done.stdout + done.stderr
