@@ -79,11 +79,17 @@ def _train(
     run: RunDirectory, plan: Plan, spec: "Spec", attempt: int, collective: "Collective", stop: StopRequests
 ) -> int:
     from dlhpc.data.packed import open_packed
-    from dlhpc.train.loop import Attempt, Training
+    from dlhpc.data.stage import scratch_of, staged
+    from dlhpc.train.attempt import Attempt, Teller
+    from dlhpc.train.loop import Training
 
-    with open_packed(plan.dataset.packed) as packed:
-        device = _device(plan, collective)
-        return int(Training(Attempt(run, plan, spec, attempt), packed, collective, stop, device).run())
+    this = Attempt(run, plan, spec, attempt)
+    fingerprint = plan.dataset.fingerprint or None
+    # One process of each node copies; only rank 0 tells of a node that cannot.
+    warn = Teller(this, leader=collective.rank == 0).warn
+    folder = staged(Path(plan.dataset.packed), scratch_of(os.environ), fingerprint=fingerprint, warn=warn)
+    with open_packed(folder, fingerprint) as packed:
+        return int(Training(this, packed, collective, stop, _device(plan, collective)).run())
 
 
 def _read_spec(run: RunDirectory, plan: Plan) -> "Spec":

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 from dlhpc.data.samples import Batch, Step
@@ -39,6 +40,15 @@ def feed_batches(batches: Iterable[Batch], device: torch.device) -> Generator[De
     return _moved(filled, lambda batch: to_device(batch, device), device)
 
 
+def making(device: torch.device) -> dict[str, Any]:
+    """How ``dlhpc.data.batches`` is to make batches for this device: for a GPU in page-locked memory, two at a time."""
+    return {"allocate": _page_locked, "held": 2} if device.type == "cuda" else {}
+
+
+def _page_locked(shape: tuple[int, ...], dtype: Any) -> Any:
+    return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True).numpy()
+
+
 @dataclass(frozen=True)
 class _Copied(Generic[Made]):
     value: Made
@@ -53,6 +63,7 @@ def _moved(given: Iterable[Given], move: Callable[[Given], Made], device: torch.
     beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def copy_next() -> _Copied[Made] | None:
+        beside.synchronize()  # the copy before is done: after this request its arrays may be filled anew
         one = next(source, None)
         if one is None:
             return None

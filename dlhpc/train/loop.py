@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dlhpc.data.batches import TrainingBatches, evaluation_batches
+from dlhpc.data.batches import TrainingBatches, default_threads, evaluation_batches
 from dlhpc.data.packed import Packed
 from dlhpc.errors import AttemptExit
 from dlhpc.runs.journal import Event
@@ -31,7 +31,7 @@ from dlhpc.train.checkpoint import Checkpoints, Pending, describe
 from dlhpc.train.chosen import Chosen, read_chosen, write_chosen
 from dlhpc.train.collective import Collective
 from dlhpc.train.evaluate import RankState, evaluate
-from dlhpc.train.feed import DeviceStep, feed_steps
+from dlhpc.train.feed import DeviceStep, feed_steps, making
 from dlhpc.train.measuring import early_end, new_best, write_curves, write_evaluation
 from dlhpc.train.memory import does_not_suffice
 from dlhpc.train.optimisers import state_of
@@ -77,6 +77,8 @@ class Training:
 
         self.validation_every = training.validation_interval * self.plan.steps_per_epoch
         self.snapshot_every = training.snapshot_interval * self.plan.steps_per_epoch
+        threads = default_threads(packed, self.spec.augment, self.plan.cores_per_rank)
+        self.making = {"threads": threads, **making(device)}
         self.chosen = Chosen()
         self.clock = Clock()
         self.meter = Meter(device, collective.local_rank)
@@ -121,11 +123,14 @@ class Training:
 
     def steps(self, epoch: int, first_step: int) -> Generator[DeviceStep]:
         """The steps of ``epoch`` (from 0), beginning with ``first_step``, where the network is."""
-        batches = TrainingBatches(
+        return feed_steps(self.batches.epoch(epoch, first_step), self.device, empty=self.stepper.sync_norm)
+
+    def make_batches(self) -> TrainingBatches:
+        """This rank's share of the training set, in portions of the size that was settled."""
+        return TrainingBatches(
             self.packed, self.spec.augment, self.spec.training.seed, self.collective.rank, self.collective.size,
-            self.plan.steps_per_epoch, self.chosen.accumulate(self.spec.training),
+            self.plan.steps_per_epoch, self.chosen.accumulate(self.spec.training), **self.making,
         )  # fmt: skip
-        return feed_steps(batches.epoch(epoch, first_step), self.device, empty=self.stepper.sync_norm)
 
     def train_step(self, step: DeviceStep) -> Outcome:
         """One optimiser step. With a loss that is not finite, weights stay as they are."""
@@ -205,7 +210,9 @@ class Training:
         with self.averaged_weights(), self.rank_state.averaged(self.collective):
             return evaluate(
                 self.task,
-                lambda size: evaluation_batches(self.packed, "val", self.spec.augment, size, rank, ranks),
+                lambda size: evaluation_batches(
+                    self.packed, "val", self.spec.augment, size, rank, ranks, **self.making
+                ),
                 self.evaluation_batch(),
                 self.stepper.precision,
                 self.device,
@@ -286,6 +293,7 @@ class Training:
         training = self.spec.training
         mine = vars(read_chosen(self.attempt.run, training)) if self.teller.leader else None
         self.chosen = Chosen(**self.collective.share_json(mine))
+        self.batches = self.make_batches()
         if (training.precision == "auto" or training.compile != "no") and not self.chosen.seconds:
             epoch, first_step = divmod(self.position.step, self.plan.steps_per_epoch)
             with contextlib.closing(self.steps(epoch, first_step)) as steps:
@@ -313,6 +321,7 @@ class Training:
         if size == 1 or self.chosen.accumulate(training) >= share:
             raise does_not_suffice("training")
         self.settled(replace(self.chosen, halvings=self.chosen.halvings + 1))
+        self.batches = self.make_batches()
         self.teller.warn(
             f"memory does not suffice for {size} samples at a time : "
             f"going on with {self.chosen.batch_size(training)} and accumulate: {self.chosen.accumulate(training)}; "

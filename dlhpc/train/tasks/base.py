@@ -47,15 +47,15 @@ class DeviceBatch:
 def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     """Copy a batch to ``device``; on a CPU the arrays are shared, not copied.
 
-    For a GPU they go through page-locked memory, and the copy is only begun, in the current stream: the arrays may be
-    used again at once, the tensors in this stream, or in the default one after waiting for this one.
+    For a GPU they go through page-locked memory, and the copy is only begun, in the current stream. Until it is done,
+    arrays that are page-locked already must not change; others may at once.
     """
 
     def moved(values: Any) -> Tensor:
         given = torch.from_numpy(values)
         if device.type != "cuda":
             return given.to(device)
-        copy = given.pin_memory().to(device, non_blocking=True)
+        copy = (given if given.is_pinned() else given.pin_memory()).to(device, non_blocking=True)
         copy.record_stream(torch.cuda.default_stream(device))
         return copy
 
