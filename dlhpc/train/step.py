@@ -43,7 +43,7 @@ class Stepper:
         self.batch_norms = [] if self.sync_norm else batch_norms(self.model)
         groups = parameter_groups(self.model, spec.learning_rate.factors)
         self.optimiser = make_optimiser(spec.optimizer, groups)
-        self.gradients = GradientBuckets(self.model.parameters(), collective)
+        self.gradients = GradientBuckets(self.model.parameters(), collective, spec.distributed)
         self.trained = [one for one in self.model.parameters() if one.requires_grad]
         self.clip_norm = spec.training.clip_norm
         self.average = None if spec.training.ema is None else Average(self.model, spec.training.ema)
@@ -109,10 +109,9 @@ class Stepper:
         With fp16, gradients that overflow are no reason to stop: they are thrown away, and the next losses scaled less.
         The sum is the same on all ranks, and infinite if one rank's part is, so that all of them decide alike.
         """
-        gradients = [one.grad for one in self.trained if one.grad is not None]
         factor = 1.0 if self.scale is None else 1.0 / self.scale.value
         if self.clip_norm is not None or self.scale is not None:
-            norm = factor * float(torch.nn.utils.get_total_norm(gradients))
+            norm = factor * float(self.gradients.norm())
             if self.scale is not None:
                 if not norm < float("inf"):
                     return self.scale.overflow()
@@ -120,7 +119,7 @@ class Stepper:
             if self.clip_norm is not None and norm > self.clip_norm:
                 factor *= self.clip_norm / norm
         if factor != 1.0:
-            torch._foreach_mul_(gradients, factor)
+            self.gradients.scale_(factor)
         self.before_update()
         self.optimiser.step()
         if self.average is not None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from torch import Tensor
 
 from dlhpc.errors import UserError
 from dlhpc.spec.models import Training
@@ -168,8 +167,8 @@ def _unchanged(stepper: Stepper) -> Iterator[None]:
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
-                gradients: list[Tensor] = [one.grad for one in stepper.trained if one.grad is not None]
-                torch._foreach_zero_(gradients)
+            for parameter in stepper.trained:
+                parameter.grad = None
 
 
 def use_compiled(stepper: Stepper, compiled: bool) -> None:
