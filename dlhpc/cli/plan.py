@@ -130,7 +130,8 @@ def _show(planned: Planned, profile: Site, folder: Path, experience: Experience,
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _rows(planned, estimate(experience.like(planned.plan), work_of(planned.plan))):
+    expected = estimate(experience.like(planned.plan), work_of(planned.plan))
+    for name, value in _rows(planned, expected, folder):
         table.add_row(name, value)
     console.print(table)
     for warning in planned.plan.warnings:
@@ -147,7 +148,7 @@ def _show(planned: Planned, profile: Site, folder: Path, experience: Experience,
     show_comparison(comparison, console)
 
 
-def _rows(planned: Planned, expected: Prediction | None) -> list[tuple[str, str]]:
+def _rows(planned: Planned, expected: Prediction | None, folder: Path) -> list[tuple[str, str]]:
     import shlex
 
     from dlhpc.jobs.compare import in_words
@@ -156,19 +157,13 @@ def _rows(planned: Planned, expected: Prediction | None) -> list[tuple[str, str]
     from dlhpc.spec.base import format_duration
 
     plan, spec = planned.plan, planned.spec
-    run = placeholder_run(Path(plan.dataset.packed).parent.parent, spec.name)
-    data, rate = plan.dataset, spec.learning_rate
-    height, width = spec.input_size
+    run = placeholder_run(folder, spec.name)
+    rate = spec.learning_rate
     portions = f" × {spec.training.accumulate} portions" if spec.training.accumulate > 1 else ""
     memory = f", {plan.memory_bytes / 1e9:.1f} GB" if plan.memory_bytes else ""
     rows = [
-        ("Data", f"{data.classes} classes: {data.train} train, {data.val} validation, {data.unseen} unseen pictures"),
-        (
-            "Pictures",
-            f"{spec.data.width}×{spec.data.height} {spec.data.color}, {spec.data.resize}; input {width}×{height}",
-        ),
-        ("Packed into", _packed_folder(plan.dataset.packed)),
-        ("Network", spec.network.name),
+        *_data_rows(planned),
+        ("Network", spec.network.file or spec.network.name),
         (
             "Training",
             (
@@ -207,6 +202,23 @@ def _rows(planned: Planned, expected: Prediction | None) -> list[tuple[str, str]
     return rows
 
 
+def _data_rows(planned: Planned) -> list[tuple[str, str]]:
+    spec, data = planned.spec, planned.plan.dataset
+    what = "rows" if data.kind == "table" else "pictures"
+    names = planned.catalog.target_names
+    learnt = (
+        f"to predict {', '.join(names[:5])}{', …' * (len(names) > 5)}" if names else _count(data.classes, "class", "es")
+    )
+    rows = [("Data", f"{learnt}: {data.train} train, {data.val} validation, {data.unseen} unseen {what}")]
+    if data.kind != "table":
+        height, width = spec.input_size
+        looks = f"{spec.data.width}×{spec.data.height}"
+        if spec.data.packed is None:
+            looks += f" {spec.data.color}, {spec.data.resize}"
+        rows.append(("Pictures", f"{looks}; input {width}×{height}"))
+    return [*rows, ("Packed into", _packed_folder(data.packed))]
+
+
 def _walltime_source(planned: Planned, expected: Prediction | None) -> str:
     """Where the walltime comes from, if the spec does not name it."""
     if planned.spec.job.walltime is not None:
@@ -214,8 +226,8 @@ def _walltime_source(planned: Planned, expected: Prediction | None) -> str:
     return " (as the spec names none)" if expected is None else " (what is needed and a quarter more)"
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+def _count(number: int, thing: str, plural: str = "s") -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}{plural}"
 
 
 def _epochs(number: float) -> str:

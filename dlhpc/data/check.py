@@ -168,7 +168,7 @@ def _of_rows(
     train = inputs["train"]
     constant = [name for name, low, high in zip(features, train.min(axis=0), train.max(axis=0)) if low == high]
     if constant:
-        what = f"{len(constant)} of {len(features)} inputs have one value in all training rows"
+        what = f"{len(constant)} of {len(features)} inputs never vary in the training rows"
         remedy = "They tell nothing; leave them out of data.table.inputs."
         yield Finding(Severity.NOTE, "constant-input", what, len(constant), remedy, constant[: findings.SHOWN])
     if about.target_names:

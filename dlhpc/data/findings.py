@@ -85,6 +85,10 @@ def _is(count: int, what: str = "picture", plural: str | None = None) -> str:
     return f"{count} {what} is" if count == 1 else f"{count} {plural or what + 's'} are"
 
 
+def _of(count: int, name: str) -> str:
+    return f"{count} value{'' if count == 1 else 's'} of `{name}` {'is' if count == 1 else 'are'}"
+
+
 def broken(looks: Iterable[Look], *, skipped: bool) -> Iterator[Finding]:
     """Files that cannot be read; ``skipped`` if the spec says to go on without them."""
     found = [f"{show_path(look.path)}: {look.broken}" for look in looks if look.broken is not None]
@@ -319,7 +323,7 @@ def targets(
             yield _finding(
                 Severity.WARNING,
                 "far-out",
-                f"{_is(len(far), 'value')} of `{name}` far from the others (median {middle:g}, σ {sigma:g})",
+                f"{_of(len(far), name)} far from the others (median {middle:g}, σ {sigma:g})",
                 far,
                 "Check units and missing-value codes such as −999; `training: {loss: huber}` is less led by them.",
             )
@@ -327,7 +331,7 @@ def targets(
             yield _finding(
                 Severity.NOTE,
                 "outside-range",
-                f"{_is(outside, 'value')} of `{name}` in val or unseen outside of what train covers",
+                f"{_of(outside, name)} in val or unseen, but outside of what train covers",
                 [],
                 "A network guesses badly beyond what it has seen.",
                 outside,

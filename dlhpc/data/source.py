@@ -14,8 +14,8 @@ from dlhpc.spec.base import Model
 from dlhpc.spec.load import load_spec, override, parse_document, validate
 from dlhpc.spec.models import Data, TaskName
 
-_IMAGES = ("images", "image_2", "image")
-_LABELS = ("labels", "label_2", "label")
+IMAGES = ("images", "image_2", "image")
+LABELS = ("labels", "label_2", "label")
 _TABLES = (".csv", ".tsv", ".parquet", ".pq")
 
 
@@ -60,7 +60,7 @@ def _guess(named: Path) -> tuple[str, dict[str, Any]]:
     name = str(named)
     if named.is_dir():
         inside = {entry.name.lower(): entry for entry in named.iterdir() if entry.is_dir()}
-        images, labels = ([inside[word] for word in words if word in inside] for words in (_IMAGES, _LABELS))
+        images, labels = ([inside[word] for word in words if word in inside] for words in (IMAGES, LABELS))
         if images and labels and len(inside) <= 3:
             return "detection", {"kitti": {"images": str(images[0]), "labels": str(labels[0])}}
         splits = {SPLIT_WORDS.get(word): str(entry) for word, entry in inside.items()}

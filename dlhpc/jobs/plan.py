@@ -71,6 +71,7 @@ def make_plan(
     spec = validate(document, Spec)
     profile = load_site(site)
     catalog = make_catalog(spec.data, base, spec.task)
+    spec = fit_to_packed(spec, catalog)
     plan = decide(
         spec,
         profile,
