@@ -16,7 +16,7 @@ from dlhpc import __version__
 from dlhpc.errors import DlhpcError
 
 _COMMANDS = {
-    "init": ("dlhpc.cli.init:init", "Look at a folder of pictures and write a first spec."),
+    "init": ("dlhpc.cli.init:init", "Look at a folder or table and write a first spec."),
     "data": ("dlhpc.cli.data:data", "Pack, check and look at the data of a training."),
     "plan": ("dlhpc.cli.plan:plan", "Show everything that submit would do."),
     "render": ("dlhpc.cli.plan:render", "Write the job script to standard output."),
