@@ -201,13 +201,18 @@ def _part(areas: tuple[float, float], numbers: list[float], height: int, width: 
 
 
 def centre(augment: Augment, height: int, width: int, size: tuple[int, int]) -> Change:
-    """The middle of a picture of ``height``×``width``, as validation and prediction see it.
+    """The middle of a picture of ``height``×``width``, as validation sees it; see :func:`middle`."""
+    return middle(height, width, size, resized=augment.resized_crop is not None)
 
-    The middle ``size`` pixels; where training brings random parts to size, the largest part of that shape within 7/8
-    of the picture, which is the same for the usual 224 of 256 pixels.
+
+def middle(height: int, width: int, size: tuple[int, int], *, resized: bool) -> Change:
+    """The middle ``size`` (height, width) pixels of a picture of ``height``×``width``.
+
+    Where training brings random parts to size (``resized``), it is the largest part of that shape within 7/8 of the
+    picture, which is the same for the usual 224 of 256 pixels.
     """
     part_height, part_width = size
-    if augment.resized_crop is not None:
+    if resized:
         ratio = CENTRE_OF_RESIZED * min(height / size[0], width / size[1])
         part_height, part_width = max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
     return Change((height - part_height) // 2, (width - part_width) // 2, part_height, part_width, *size)

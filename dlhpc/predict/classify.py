@@ -59,7 +59,7 @@ def classify(classifier: Classifier, classes: list[str], chunks: Iterable[Chunk]
 def _named(classifier: Classifier, classes: list[str], loaded: list[Loaded], top: int) -> list[Prediction]:
     device = next(classifier.parameters()).device
     batch = torch.from_numpy(_stack([one.values for one in loaded])).to(device)
-    shares, indices = classifier(batch).scores.softmax(dim=1).topk(min(top, len(classes)), dim=1)
+    shares, indices = classifier.probabilities(batch).topk(min(top, len(classes)), dim=1)
     if not bool(torch.isfinite(shares).all()):
         raise DataError(
             "the network of this checkpoint gives values that are no numbers",

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dlhpc.data.augment import middle
 from dlhpc.data.catalog import Catalog
 from dlhpc.data.folders import EXTENSIONS, natural, show_path
 from dlhpc.data.packed import Pictures, open_packed
 from dlhpc.data.pictures import BrokenPicture, read_picture
+from dlhpc.data.pixels import Scratch, place
 from dlhpc.errors import DataError, ErrorList, StorageError, UserError
 from dlhpc.files import storage_errors
 from dlhpc.predict.results import Unreadable
@@ -46,6 +48,9 @@ class Wanted:
     """After the centre crop, as ``width``."""
     width: int
     resize: str
+    resized_crop: bool = False
+    """Training saw parts brought to size, and so does prediction: see :func:`dlhpc.data.augment.middle`."""
+    antialias: bool = False
 
     @classmethod
     def of(cls, record: CheckpointRecord) -> Wanted:
@@ -55,6 +60,7 @@ class Wanted:
             return cls(
                 int(given["channels"]), int(given["picture_height"]), int(given["picture_width"]),
                 int(given["height"]), int(given["width"]), str(given["resize"]),
+                bool(given.get("resized_crop")), bool(given.get("antialias")),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
@@ -69,9 +75,13 @@ class Wanted:
         return self.crop(read_picture(path, color, self.picture_height, self.picture_width, self.resize))  # type: ignore[arg-type]
 
     def crop(self, values: Pictures) -> Pictures:
-        """The centre of …×H×W."""
-        top, left = (self.picture_height - self.height) // 2, (self.picture_width - self.width) // 2
-        return values[..., top : top + self.height, left : left + self.width]
+        """The middle of a picture C×H×W, as validation saw it."""
+        size = (self.height, self.width)
+        change = middle(self.picture_height, self.picture_width, size, resized=self.resized_crop)
+        out: Pictures = np.empty((len(values), *size), values.dtype)
+        whole: Pictures = np.ascontiguousarray(values)  # type: ignore[assignment]  # of the same type as before
+        place(whole, change, out, Scratch(), antialias=self.antialias)
+        return out
 
 
 def picture_paths(given: Sequence[str]) -> Iterator[str]:

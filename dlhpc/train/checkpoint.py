@@ -215,6 +215,8 @@ def _pictures(spec: Spec, packed: Packed) -> dict[str, Any]:
         "width": width,
         "color": "grey" if packed.channels == 1 else "rgb",
         "resize": spec.data.resize,
+        "resized_crop": spec.augment.resized_crop is not None,
+        "antialias": spec.augment.antialias,
         "picture_height": packed.height,
         "picture_width": packed.width,
         "dtype": str(packed.dtype),

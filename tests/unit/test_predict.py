@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dlhpc.cli.predict import predict
+from dlhpc.data.batches import evaluation_batches
 from dlhpc.data.catalog import Catalog, Sample
 from dlhpc.errors import DataError, DlhpcError, ErrorList, StorageError, UserError
 from dlhpc.files import read_json
@@ -27,6 +28,7 @@ from dlhpc.predict.sources import Loaded, Wanted, from_files, picture_paths, uns
 from dlhpc.report.collect import as_unseen
 from dlhpc.runs.checkpoints import list_checkpoints
 from dlhpc.runs.directory import RunDirectory
+from dlhpc.spec.models import Augment
 from tests import training
 
 torch = pytest.importorskip("torch")
@@ -358,3 +360,13 @@ def test_no_class_name_is_a_formula_in_a_spreadsheet(tmp_path: Path, name: str, 
     assert row["truth"].startswith(cell)
     assert row["path"] == "'-x.png"
     assert row["right"] == "1"
+
+
+@pytest.mark.parametrize("augment", [Augment(crop=12), Augment(crop=12, resized_crop=(0.3, 1.0))], ids=["crop", "part"])
+def test_prediction_sees_the_part_of_a_picture_that_validation_sees(tmp_path: Path, augment: Augment) -> None:
+    splits = {"train": training.stripes(4, 2), "val": training.stripes(4, 2, seed=1)}
+    with training.write_packed(tmp_path / "packed", splits, ["a", "b"]) as packed:
+        (batch,) = evaluation_batches(packed, "val", augment, 4)
+        wanted = Wanted(1, 16, 16, 12, 12, "squash", resized_crop=augment.resized_crop is not None)
+        for seen, picture in zip(batch.inputs, splits["val"][0]):
+            assert np.array_equal(wanted.crop(picture), seen)
