@@ -82,6 +82,9 @@ def choose_inputs(table: TableFile, wanted: Wanted) -> tuple[list[Column], list[
         kind, why_not = _kind(table, name, name in wanted.categories, faults)
         if why_not is None:
             chosen.append(Column(name, kind))
+            if not asked and kind == "number" and _counts_rows(table, name):
+                what = f"{table.path}: column `{name}` holds another whole number in each row; if it numbers the rows"
+                notes.append(f"{what}, name data.table.inputs without it")
         elif asked:
             faults.add(f"column `{name}` {why_not}", table.path, "Take it out of data.table.inputs.")
         else:
@@ -99,7 +102,7 @@ def _kind(table: TableFile, name: str, as_category: bool, faults: Faults) -> tup
     if not as_category:
         numbers = table.numbers(name)
         words = [row for row, number in enumerate(numbers) if number is None]
-        real = sum(number is not None and not math.isnan(number) for number in numbers)
+        real = sum(number is not None and number == number for number in numbers)  # NaN equals nothing
         if not words:
             return "number", None if real else "is empty"
         if real > len(words):
@@ -121,31 +124,38 @@ def _kind(table: TableFile, name: str, as_category: bool, faults: Faults) -> tup
     return "category", None
 
 
-def rows_with_gaps(table: TableFile, columns: Sequence[Column], missing: str, faults: Faults) -> set[int]:
-    """Rows (from 0) without a value in one of ``columns``; with ``fail`` each such cell is a fault.
+def _counts_rows(table: TableFile, name: str) -> bool:
+    numbers = table.numbers(name)
+    return (
+        len(numbers) > _NAMES_FROM
+        and all(number is not None and number % 1 == 0 for number in numbers)
+        and len(set(numbers)) == len(numbers)
+    )
+
+
+def rows_with_gaps(table: TableFile, columns: Sequence[Column], missing: str, faults: Faults) -> dict[str, list[int]]:
+    """Column → rows (from 0) without a value there; with ``fail`` each such cell is a fault.
 
     A cell that is no finite number in a column of numbers is a fault always.
     """
-    gaps: set[int] = set()
+    gaps: dict[str, list[int]] = {}
     for column in columns:
         name = column.name
-        cells: Sequence[object] = table.numbers(name) if column.kind == "number" else table.words(name)
-        for row, value in enumerate(cells):
-            if column.kind == "number":
-                if value is None or math.isinf(value):  # type: ignore[arg-type]
-                    shown = _short(table.columns[name][row])
-                    faults.add(
-                        f"`{shown}` in column `{name}` is no {'finite ' * (value is not None)}number",
-                        table.place(row),
-                        "Correct it, or empty the cell if the value is not known.",
-                    )
-                    continue
-                if not math.isnan(value):  # type: ignore[arg-type]
-                    continue
-            elif value is not None:
-                continue
-            gaps.add(row)
-            if missing == "fail":
+        if column.kind == "number":
+            numbers = table.numbers(name)
+            odd = [row for row, number in enumerate(numbers) if number is None or not math.isfinite(number)]
+            gaps[name] = [row for row in odd if (number := numbers[row]) is not None and math.isnan(number)]
+            for row in sorted({*odd} - {*gaps[name]}):
+                faults.add(
+                    f"`{_short(table.columns[name][row])}` in column `{name}` is no "
+                    f"{'finite ' * (numbers[row] is not None)}number",
+                    table.place(row),
+                    "Correct it, or empty the cell if the value is not known.",
+                )
+        else:
+            gaps[name] = [row for row, word in enumerate(table.words(name)) if word is None]
+        if missing == "fail":
+            for row in gaps[name]:
                 faults.add(
                     f"column `{name}` has no value here",
                     table.place(row),

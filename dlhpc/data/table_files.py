@@ -120,6 +120,8 @@ def read_table(path: Path) -> TableFile:
         start = file.read(4)
     if start == b"PAR1":
         return _read_parquet(path, status)
+    if start[:2] in (b"\x1f\x8b", b"BZ") or start == b"\xfd7zX":
+        raise DataError("is compressed", where=path, remedy="Unpack it first, for example with gunzip.")
     if start[:2] in (b"PK", b"\xd0\xcf"):
         raise DataError(
             "is a spreadsheet, not a text file", where=path, remedy="Save it as `CSV UTF-8` and name that file."

@@ -175,12 +175,14 @@ def _usable(
     table.require([column.name for column in columns], "the table to train on")
     faults = Faults()
     truths = read_truths(table, settings.targets, task, data.several_labels, faults)
-    gaps = rows_with_gaps(table, columns, settings.missing, faults)
+    by_column = rows_with_gaps(table, columns, settings.missing, faults)
     if settings.pictures is not None:
-        gaps = {row for row, word in enumerate(table.words(settings.pictures)) if word is None}
+        words = table.words(settings.pictures)
+        by_column = {settings.pictures: [row for row, word in enumerate(words) if word is None]}
         if settings.missing != "drop":
-            for row in sorted(gaps):
+            for row in by_column[settings.pictures]:
                 faults.add(f"column `{settings.pictures}` names no picture here", table.place(row), "Name one.")
+    gaps = {row for rows in by_column.values() for row in rows}
     if settings.missing != "drop":
         for row, truth in enumerate(truths):
             if truth is None:
@@ -192,14 +194,20 @@ def _usable(
     faults.raise_if_any()
     left_out = gaps if settings.missing == "drop" or settings.pictures is not None else set()
     rows = [row for row, truth in enumerate(truths) if truth is not None and row not in left_out]
+    worst = sorted(((len(rows), name) for name, rows in by_column.items() if rows), reverse=True)[:3]
+    where = ", ".join(f"`{name}` {count}" for count, name in worst)
     if not rows:
-        raise DataError("has no row in which nothing is missing", where=table.path, remedy="Fill in what is missing.")
+        raise DataError(
+            f"has no row in which nothing is missing (gaps: {where or 'the target'})",
+            where=table.path,
+            remedy="Fill them in, or name data.table.inputs without the emptiest columns.",
+        )
     if len(rows) < len(table):
         what = f"{len(table) - len(rows)} of {len(table)} rows lack a value and are left out"
-        return _Source(table, truths, rows), [f"{table.path}: {what}"]
+        return _Source(table, truths, rows), [f"{table.path}: {what}" + (f" (gaps: {where})" if where else "")]
     if gaps:
         what = f"{len(gaps)} of {len(table)} rows lack an input; the mean of the training rows stands in for it"
-        return _Source(table, truths, rows), [f"{table.path}: {what}"]
+        return _Source(table, truths, rows), [f"{table.path}: {what} (gaps: {where})"]
     return _Source(table, truths, rows), []
 
 

@@ -121,6 +121,7 @@ def test_doubled_and_missing_names_of_columns(tmp_path: Path) -> None:
         (b"a,b\n", "has no rows"),
         ("名,hardness\n鉄,1\n".encode("shift-jis"), "not UTF-8"),
         (b"PK\x03\x04rest", "is a spreadsheet"),
+        (b"\x1f\x8brest", "is compressed"),
         (b"PAR1rest", "damaged, or no Parquet file"),
     ],
 )
@@ -231,6 +232,18 @@ def test_missing_targets_are_errors_or_left_out(tmp_path: Path, cell: str) -> No
     found = catalog(path, missing="drop")
     assert sum(map(found.count, found.rows)) == 7
     assert any("1 of 8 rows lack a value and are left out" in note for note in found.notes)
+
+
+def test_the_emptiest_columns_are_told(tmp_path: Path) -> None:
+    empty = table(tmp_path, "x,z,y\n" + "".join(f"{n if n < 3 else ''},{'' if n < 3 else n},{n}\n" for n in range(9)))
+    said = refused(empty, "y", missing="drop")
+    assert "has no row in which nothing is missing (gaps: `x` 6, `z` 3)" in said
+
+
+def test_a_column_that_may_number_the_rows_is_told(tmp_path: Path) -> None:
+    path = table(tmp_path, "id,x,y\n" + "".join(f"{n},{n % 5},{n % 7}\n" for n in range(30)))
+    assert any("`id` holds another whole number in each row" in note for note in catalog(path, "y").notes)
+    assert not any("another whole number" in note for note in catalog(path, "y", inputs=["id", "x"]).notes)
 
 
 def test_nothing_to_learn(tmp_path: Path) -> None:
