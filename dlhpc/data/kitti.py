@@ -121,10 +121,13 @@ def read_folder(images: Path, labels: Path, faults: Faults) -> tuple[list[Labell
         return Labelled(name, found_file(picture, pictures[name][0]), read_objects(labels / texts[name][0], own)), own
 
     found = []
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="labels") as pool:
+    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="labels")
+    try:
         for labelled, own in pool.map(read, names):
             found.append(labelled)
             faults.take(own)
+    finally:  # Ctrl-C does not wait for thousands of files
+        pool.shutdown(wait=False, cancel_futures=True)
     alone = len(texts.keys() - pictures.keys())
     notes = []
     if alone:
