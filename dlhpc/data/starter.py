@@ -120,7 +120,8 @@ def _text(
     counts = {split: len(pictures) for split, pictures in catalog.splits.items()}
     shown = ", ".join(quoted(name) for name in catalog.classes[:5]) + (", …" if len(catalog.classes) > 5 else "")
     if looks.short_side:
-        seen = f"# The pictures that were looked at are {looks.color} and {looks.sizes} pixels large."
+        color = "" if looks.color == "auto" else f"{looks.color} and "
+        seen = f"# The pictures that were looked at are {color}{looks.sizes} pixels large."
     else:
         seen = "# The pictures could not be looked at from here; check width, height and network below."
     head = [

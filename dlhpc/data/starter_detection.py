@@ -58,7 +58,8 @@ def detection_spec(
     objects = sum(sum(catalog.counts(split)) for split in counts)
     many = len(catalog.classes)
     if looks.short_side:
-        seen = f"# The pictures that were looked at are {looks.color} and {looks.sizes} pixels large."
+        color = "" if looks.color == "auto" else f"{looks.color} and "
+        seen = f"# The pictures that were looked at are {color}{looks.sizes} pixels large."
     else:
         seen = "# The pictures could not be looked at from here; check width and height below."
     head = [

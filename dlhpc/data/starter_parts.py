@@ -6,6 +6,7 @@ import json
 import os
 import re
 import statistics
+import struct
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,17 +38,20 @@ class Looks:
 
 
 def look(train: Sequence[Sample]) -> Looks:
-    """Decode some pictures, spread over all; nothing where NumPy and Pillow are missing, as on a login node."""
+    """Look at some pictures, spread over all. Where NumPy and Pillow are missing, as on a login node, sizes alone are
+    seen, of PNG and JPEG.
+    """
+    step = max(1, len(train) // _LOOKED_AT)
+    chosen = [sample.path for sample in train[::step][:_LOOKED_AT]]
     try:
         from dlhpc.data.pictures import BrokenPicture, decode, is_grey
     except ImportError:
-        return Looks()
-    step = max(1, len(train) // _LOOKED_AT)
+        return _looks([size for path in chosen if (size := _size_in_header(path)) is not None], "auto", 0)
     sizes: list[tuple[int, int]] = []
     greys, broken = [], 0
-    for picture in train[::step][:_LOOKED_AT]:
+    for path in chosen:
         try:
-            values = decode(picture.path)
+            values = decode(path)
         except BrokenPicture:
             broken += 1
             continue
@@ -55,12 +59,35 @@ def look(train: Sequence[Sample]) -> Looks:
             continue
         sizes.append((values.shape[1], values.shape[0]))
         greys.append(is_grey(values))
+    return _looks(sizes, "grey" if all(greys) else "rgb", broken)
+
+
+def _looks(sizes: list[tuple[int, int]], color: str, broken: int) -> Looks:
     if not sizes:
         return Looks()
     small, large = (pick(sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
-    return Looks(
-        round(statistics.median(min(size) for size in sizes)), "grey" if all(greys) else "rgb", small, large, broken
-    )
+    return Looks(round(statistics.median(min(size) for size in sizes)), color, small, large, broken)
+
+
+def _size_in_header(path: str) -> tuple[int, int] | None:
+    """Width and height of a PNG (ISO 15948, IHDR) or JPEG (ITU-T T.81, the frame header SOF), None of others."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(24)
+            if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 24:
+                width, height = struct.unpack(">II", head[16:24])
+                return (width, height) if width and height else None
+            if head[:2] != b"\xff\xd8":
+                return None
+            file.seek(2)
+            while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
+                if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+                    _, height, width = struct.unpack(">BHH", file.read(5))
+                    return (width, height) if width and height else None
+                file.seek(int.from_bytes(marker[2:], "big") - 2, os.SEEK_CUR)
+    except (OSError, struct.error):
+        pass
+    return None
 
 
 def written_path(path: Path, relative_to: Path | None) -> str:

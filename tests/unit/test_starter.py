@@ -132,7 +132,7 @@ def test_digits_and_letters_are_not_mirrored(tmp_path: Path) -> None:
     assert spec.data.width == 32
 
 
-def test_where_nothing_can_decode_pictures_the_spec_still_loads(
+def test_where_nothing_can_decode_pictures_their_headers_say_how_large_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genuine = builtins.__import__
@@ -142,8 +142,17 @@ def test_where_nothing_can_decode_pictures_the_spec_still_loads(
             raise ImportError(name)
         return genuine(name, *rest, **more)
 
+    folder = photos(tmp_path / "x", 3)
+    Image.new("RGB", (300, 200)).save(folder / "anna" / "1.jpg", progressive=True)
+    unknown = photos(tmp_path / "y", 0)
+    for name in ("anna", "ben"):
+        for number in range(3):
+            (unknown / name / f"{number}.pgm").write_bytes(b"P5 1 1 255\n\0")
     monkeypatch.setattr(builtins, "__import__", without_pillow)
-    spec, _ = loaded(photos(tmp_path / "x", 3), tmp_path)
+    spec, _ = loaded(folder, tmp_path)
+    assert (spec.data.color, spec.network.name) == ("auto", "smallnet")
+    assert "looked at are 92×112 to 300×200 pixels large" in (tmp_path / "it.yaml").read_text()
+    spec, _ = loaded(unknown, tmp_path)
     assert spec.data.color == "auto"
     assert "could not be looked at" in (tmp_path / "it.yaml").read_text()
 
