@@ -76,6 +76,9 @@ class Model(nn.Module):
     of itself and the rest of sample ``partner[i]`` (MixUp).
     """
 
+    several_labels = False
+    """Classification: whether each class is a yes or no of its own."""
+
     def __init__(self, preprocess: nn.Module, network: nn.Module) -> None:
         super().__init__()
         self.preprocess = preprocess
@@ -90,6 +93,11 @@ class Model(nn.Module):
         if isinstance(answer, Tensor):
             return Outputs(answer)
         return Outputs(answer.logits, (answer.aux_logits1, answer.aux_logits2))
+
+    def probabilities(self, inputs: Tensor) -> Tensor:
+        """Of each class (N×K): they sum to 1, or with several labels each is for itself."""
+        scores: Tensor = self(inputs).scores.float()
+        return scores.sigmoid() if self.several_labels else scores.softmax(dim=1)
 
 
 Classifier = Model

@@ -103,7 +103,7 @@ def load_own(path: str | Path) -> OwnCode:
         code = compile(source, str(path), "exec")
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
-        what = f"is not Python: {getattr(error, 'msg', error)}"
+        what = f"line {line} is not Python: {getattr(error, 'msg', error)}"
         raise UserError(what, where=Place(str(path), line), remedy="Mend this line.") from error
     sys.modules[module.__name__] = module  # data classes look their module up
     try:
@@ -278,8 +278,9 @@ def _fault(path: Path, what: str, error: BaseException, function: Callable[..., 
     if line is None:  # it was not even entered: wrong arguments
         line = getattr(getattr(function, "__code__", None), "co_firstlineno", None)
     said = str(error).splitlines()
+    at = "" if line is None else f" in line {line}"  # the journal keeps the sentence alone
     return UserError(
-        f"{what}: {type(error).__name__}" + (f": {said[0]}" if said else ""),
+        f"{what}{at}: {type(error).__name__}" + (f": {said[0]}" if said else ""),
         where=Place(str(path), line),
         remedy="Mend the file and submit anew.",
     )

@@ -37,6 +37,7 @@ TORCHVISION: dict[str, tuple[str, ...]] = {
 """Network → beginnings of the names of torchvision's files, best first; detectors may begin with a trained trunk."""
 
 _WRAPPERS = ("module", "network", "model", "_orig_mod", "state_dict")
+_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # other buffers are the network's own matter
 _NAMED = 8  # layers that a note names
 
 
@@ -274,7 +275,7 @@ def put_in(network: nn.Module, found: dict[str, Tensor], path: Path) -> list[str
     with torch.no_grad():
         for name, target in wanted.items():
             source = found.get(below + name.removeprefix(within)) if name.startswith(within) else None
-            if source is None or not isinstance(target, Tensor):
+            if source is None or not (name in learnt or name.endswith(_STATISTICS)):
                 continue
             if source.shape != target.shape and name == first and _other_channels(source, target):
                 adapted = f"; {_layer(name)} takes {target.shape[1]} instead of {source.shape[1]} channels"

@@ -73,16 +73,18 @@ def test_a_network_for_rows_of_a_table(tmp_path: Path) -> None:
 def test_errors_name_the_line_of_the_users_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     told = refused(tmp_path, "import torch\n\ndef network(shape)\n    return 1\n")
-    assert told.startswith(f"{file}:3: is not Python")
+    assert told.startswith(f"{file}:3: line 3 is not Python")
     told = refused(tmp_path, "import torch\n\nimport no_such_package\n")
-    assert told.startswith(f"{file}:3: cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'")
+    assert told.startswith(
+        f"{file}:3: cannot be loaded in line 3: ModuleNotFoundError: No module named 'no_such_package'"
+    )
     told = refused(tmp_path, "def helper():\n    return 1 / 0\n\ndef network(shape):\n    return helper()\n")
-    assert told.startswith(f"{file}:2: network() failed: ZeroDivisionError: division by zero")
+    assert told.startswith(f"{file}:2: network() failed in line 2: ZeroDivisionError: division by zero")
     told = refused(tmp_path, GOOD, widht=3)
-    assert told.startswith(f"{file}:4: network() failed: TypeError")
+    assert told.startswith(f"{file}:4: network() failed in line 4: TypeError")
     assert "widht" in told
     told = refused(tmp_path, "import sys\nsys.exit(3)\n")
-    assert told.startswith(f"{file}:2: cannot be loaded: SystemExit")
+    assert told.startswith(f"{file}:2: cannot be loaded in line 2: SystemExit")
     for text in (told, refused(tmp_path, "x = 1\n")):
         assert "Traceback" not in text
         assert "\n  → " in text
@@ -121,7 +123,7 @@ def test_what_is_no_network_for_these_data_is_told_before_training(tmp_path: Pat
             return Net()
         """,
     )
-    assert "mine.py:10: the network failed: RuntimeError" in told  # two pictures do not fit its flatten()
+    assert "mine.py:10: the network failed in line 10: RuntimeError" in told  # two pictures do not fit its flatten()
 
 
 # ---- Whose code it is
@@ -209,7 +211,7 @@ def test_own_measures_are_means_over_all_samples(tmp_path: Path) -> None:
         ("def loss(outputs, targets):\n    return 1.0\n", "loss() gave a float"),
         ("def loss(outputs, targets):\n    return outputs.detach()[:, 0]\n", "nothing can be learnt"),
         ("def loss(outputs, targets):\n    x = 1\n    return outputs + targets\n", "mine.py:3: loss() failed"),
-        ("def loss(outputs):\n    return outputs\n", "mine.py:1: loss() failed: TypeError"),
+        ("def loss(outputs):\n    return outputs\n", "mine.py:1: loss() failed in line 1: TypeError"),
         ("def measures(outputs, targets):\n    return outputs\n", "measures() gave 5×3"),
         ("def measures(outputs, targets):\n    return {'a b': outputs[:, 0]}\n", "calls a measure 'a b'"),
         ("def measures(outputs, targets):\n    return {'loss': outputs[:, 0]}\n", "calls a measure 'loss'"),

@@ -193,4 +193,6 @@ def make(spec: Spec, packed: Packed) -> Classification:
 
 def restore(record: CheckpointRecord, weights: dict[str, Tensor]) -> Model:
     """The trained network of a checkpoint."""
-    return restore_model_of(record, weights, len(record.classes))
+    model = restore_model_of(record, weights, len(record.classes))
+    model.several_labels = bool(record.settings.get("several_labels"))
+    return model
