@@ -75,6 +75,8 @@ def kitti_catalog(kitti: Kitti, split: Split, base: Path) -> Catalog:
         unseen = found.get("unseen", [])
         found = _shared_out(found["train"], kitti, split, base, where)
         found["unseen"] = [*found["unseen"], *unseen]
+    elif kitti.sequences is not None:
+        notes.append("data.kitti.sequences is not used: val lies apart, and nothing is shared out")
     classes, numbers = _classes(found, kitti.mapping, where)
     seen = {one.type.lower() for pictures in found.values() for picture in pictures for one in picture.objects}
     if absent := [kind for kind in kitti.mapping if kind.lower() not in seen | {"dontcare"}]:

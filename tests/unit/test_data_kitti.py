@@ -158,7 +158,8 @@ def test_folders_of_their_own_for_val_and_unseen(tmp_path: Path) -> None:
         "unseen_images": "test/image_2",
         "unseen_labels": "test/label_2",
     }
-    found = catalog(tmp_path, **own)
+    found = catalog(tmp_path, **own, sequences="none.txt")
+    assert found.notes == ["data.kitti.sequences is not used: val lies apart, and nothing is shared out"]
     assert [found.count(split) for split in ("train", "val", "unseen")] == [6, 2, 3]
     only_unseen = {key: value for key, value in own.items() if key.startswith("unseen")}
     found = catalog(tmp_path, {"train": 0.4, "val": 0.2, "unseen": 0.4}, **only_unseen)
