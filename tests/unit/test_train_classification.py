@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +18,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dlhpc.errors import UserError
-from dlhpc.spec.models import Training
+from dlhpc.data.packed import open_packed
+from dlhpc.errors import AttemptExit, UserError
+from dlhpc.runs.checkpoints import best_checkpoint
+from dlhpc.runs.directory import RunDirectory
+from dlhpc.runs.plan import DatasetSummary, read_plan
+from dlhpc.spec.models import Spec, Training
+from dlhpc.train.checkpoint import load_weights
 from dlhpc.train.collective import Collective, SingleCollective
+from dlhpc.train.loop import Attempt
+from dlhpc.train.loop import Training as WholeTraining
 from dlhpc.train.models import Model, Preprocess
+from dlhpc.train.stop import StopRequests
 from dlhpc.train.tasks import labels as labels_module
+from dlhpc.train.tasks import restore_model
 from dlhpc.train.tasks.base import DeviceBatch, Evaluation
 from dlhpc.train.tasks.classification import Classification, class_weights
 from dlhpc.train.tasks.labels import SeveralLabels, average_precision
+from tests.training import events, make_run, stripes, write_packed, write_packed_table
 
 
 class Given(nn.Module):
@@ -304,3 +317,128 @@ def test_gradients_reach_the_network_from_every_loss() -> None:
             assert all(
                 parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters()
             )
+
+
+# ---- Whole trainings
+
+
+def on_packed(folder: Path, packed: Path, counts: tuple[int, int], **spec: Any) -> RunDirectory:
+    """A run on a dataset that is packed already; the data itself says what kind it is."""
+    dataset = DatasetSummary("key", str(packed), 3, *counts, 0)
+    data = {"folder": None, "packed": str(packed)}
+    return make_run(folder, spec={"data": data, "optimizer": {"name": "adam"}, **spec}, dataset=dataset)
+
+
+def train_here(run: RunDirectory, number: int = 1, deadline: float | None = None) -> AttemptExit:
+    plan = read_plan(run.plan)
+    with open_packed(plan.dataset.packed) as packed:
+        attempt = Attempt(run, plan, Spec.model_validate(plan.spec), number)
+        stop = StopRequests(run.stop_file(number), deadline)
+        return WholeTraining(attempt, packed, SingleCollective(), stop, torch.device("cpu")).run()
+
+
+def both(folder: Path) -> tuple[Path, tuple[int, int]]:
+    """Pictures in which each of three bright stripes is there or not."""
+
+    def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        random = np.random.default_rng(seed)
+        truth = random.integers(0, 2, (count, 3)).astype(np.uint8)
+        values = random.integers(0, 100, (count, 1, 16, 16))
+        values[:, :, :, :15] += 120 * truth.repeat(5, axis=1)[:, None, None, :]
+        return values.astype(np.uint8), truth
+
+    write_packed(folder, {"train": pictures(48, 0), "val": pictures(20, 1)}, CLASSES, several_labels=True).close()
+    return folder, (48, 20)
+
+
+def test_pictures_of_several_classes_are_learnt_and_named_again_by_the_checkpoint(tmp_path: Path) -> None:
+    packed, counts = both(tmp_path / "packed")
+    training = {"epochs": 12, "batch_size": 8, "best": "val_map", "class_weights": "balanced", "label_smoothing": 0.05}
+    run = on_packed(tmp_path / "run", packed, counts, training=training, augment={"mixup": 0.2},
+                    learning_rate={"base": 0.003, "policy": "fixed"})  # fmt: skip
+    assert train_here(run) is AttemptExit.FINISHED
+    found = json.loads(run.evaluation.read_text())
+    assert found["map"] > 0.95
+    assert [row["name"] for row in found["per_class"]] == CLASSES
+    best = best_checkpoint(run)
+    assert best is not None
+    assert best.metrics["val_map"] == found["map"]
+    model = restore_model(best, load_weights(best))
+    assert isinstance(model, Model)
+    with open_packed(packed) as data:
+        values = np.empty((20, 1, 16, 16), dtype=np.uint8)
+        data.read("val", np.arange(20), values)
+        named = model.probabilities(torch.from_numpy(values)).detach().numpy() > 0.5
+        assert (named == data.targets("val")).all(axis=1).mean() == pytest.approx(found["accuracy"])
+
+
+@pytest.mark.parametrize("several_labels", [False, True])
+def test_rows_of_a_table_are_classified_too(tmp_path: Path, several_labels: bool) -> None:
+    def rows(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        random = np.random.default_rng(seed)
+        middle = random.integers(0, 3, count)
+        values = np.eye(3)[middle] * 5 + random.normal(0, 1, (count, 3)) + [1000, 0, -3]
+        return values.astype(np.float32), np.eye(3, dtype=np.uint8)[middle] if several_labels else middle
+
+    splits = {"train": rows(60, 0), "val": rows(30, 1)}
+    write_packed_table(
+        tmp_path / "packed", splits, task="classification", classes=CLASSES, several_labels=several_labels
+    ).close()
+    run = on_packed(
+        tmp_path / "run", tmp_path / "packed", (60, 30), network={"name": "mlp", "hidden": [16]},
+        learning_rate={"base": 0.02, "policy": "fixed"}, training={"epochs": 10, "batch_size": 10},
+        augment={"mixup": 0.1},
+    )  # fmt: skip
+    assert train_here(run) is AttemptExit.FINISHED
+    best = best_checkpoint(run)
+    assert best is not None
+    assert (best.metrics["val_accuracy"] or 0) > 0.9
+    model = restore_model(best, load_weights(best))
+    assert isinstance(model, Model)
+    named = model.probabilities(torch.from_numpy(splits["val"][0])).argmax(dim=1).numpy()
+    truth = splits["val"][1].argmax(axis=1) if several_labels else splits["val"][1]
+    assert (named == truth).mean() > 0.9
+
+
+def test_a_network_for_pictures_on_a_table_is_told_before_training(tmp_path: Path) -> None:
+    values = {
+        "train": (np.zeros((6, 3), np.float32), np.arange(6) % 3),
+        "val": (np.zeros((3, 3), np.float32), np.arange(3)),
+    }
+    write_packed_table(tmp_path / "packed", values, task="classification", classes=CLASSES).close()
+    run = on_packed(tmp_path / "run", tmp_path / "packed", (6, 3), network={"name": "lenet"})
+    with pytest.raises(UserError, match=r"network\.name is lenet, but the data holds rows of a table"):
+        train_here(run)
+
+
+def test_a_resumed_run_does_not_begin_with_the_pretrained_weights_again(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "first", spec={"network": {"name": "smallnet"}})
+    train_here(first)
+    network = {"name": "smallnet", "pretrained": str(first.path), "freeze": ["0", "1"]}
+    second = make_run(tmp_path / "second", spec={"network": network, "training": {"epochs": 2, "batch_size": 48}})
+    assert train_here(second, 1, deadline=time.time()) is AttemptExit.CONTINUE
+    for path in first.checkpoints.iterdir():
+        path.unlink()  # not needed any more
+    assert train_here(second, 2) is AttemptExit.FINISHED
+    assert events(second).count("resumed") == 1
+    gone = make_run(tmp_path / "gone", spec={"network": network})
+    with pytest.raises(UserError, match="this run has no checkpoint"):
+        train_here(gone)
+
+
+def test_an_own_network_of_a_run_that_was_moved_is_found_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "run/code").mkdir(parents=True)
+    file = tmp_path / "run/code/mine.py"
+    file.write_text(
+        "from torch import nn\n\ndef network(shape, width):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(256, width), nn.ReLU(), nn.Linear(width, shape.outputs))\n"
+    )
+    run = make_run(tmp_path / "run", spec={"network": {"file": str(file), "options": {"width": 9}}})
+    train_here(run)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    best = best_checkpoint(RunDirectory(tmp_path / "moved"))
+    assert best is not None
+    model = restore_model(best, load_weights(best))
+    assert isinstance(model, Model)
+    pictures, _ = stripes(2)
+    assert model.probabilities(torch.from_numpy(pictures)).sum(dim=1).tolist() == pytest.approx([1.0, 1.0])
