@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlhpc.errors import CommandError, DlhpcError, StorageError, UserError
 from dlhpc.files import current_umask, replace_text, storage_errors
@@ -138,7 +138,7 @@ def _submit(
     number = known.submissions + 1
     attempt = known.begun + len(known.waiting) + 1
     request = request_of(plan, run, number, after=after, steps=_steps(scheduler, plan, known.begun))
-    about = {"submission": number, "attempt": attempt, **({"ahead": True} if ahead else {})}
+    about: dict[str, Any] = {"submission": number, "attempt": attempt, **({"ahead": True} if ahead else {})}
     record(run, Event.SUBMITTING, **about)
     try:
         ids = scheduler.submit(request)
@@ -179,7 +179,11 @@ def settle(run: RunDirectory) -> None:
                 return
             number = known.open_submission
             ids = get_scheduler(plan.scheduler, plan.dialect).find(tag_of(plan, number))
-            about = {"submission": number, "attempt": known.attempt, **({"ahead": True} if known.jobs else {})}
+            about: dict[str, Any] = {
+                "submission": number,
+                "attempt": known.attempt,
+                **({"ahead": True} if known.jobs else {}),
+            }
             if ids:
                 place = [plan.scheduler, plan.dialect]
                 record(run, Event.SUBMITTED, **about, job_ids=ids, place=place, found_by_tag=True)
