@@ -23,8 +23,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 @set_option
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that read pictures; else one for each core.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-@click.pass_context
-def check(ctx: click.Context, source: Path, settings: tuple[str, ...], threads: int | None, as_json: bool) -> None:
+def check(source: Path, settings: tuple[str, ...], threads: int | None, as_json: bool) -> None:
     """Look at every sample of SOURCE: broken files, copies and near copies (above all those in train and val at once),
     boxes that do not fit, rare and missing classes, odd pictures, numbers far from all others.
 
@@ -67,7 +66,8 @@ def check(ctx: click.Context, source: Path, settings: tuple[str, ...], threads: 
         print_json({"counts": counts, "notes": notes, "findings": [asdict(one) for one in found], "errors": bad})
     else:
         _show(found, counts, notes)
-    ctx.exit(2 if bad else 0)
+    if bad:
+        raise SystemExit(2)
 
 
 def _show(found: list[Finding], counts: Mapping[SplitName, int], notes: list[str]) -> None:

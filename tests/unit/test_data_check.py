@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dlhpc.cli import run
 from dlhpc.cli.data_check import check as command
 from dlhpc.data.catalog import Catalog, Sample, make_catalog
 from dlhpc.data.check import check, check_packed
@@ -199,7 +200,9 @@ def test_packed_boxes_and_rows(tmp_path: Path) -> None:
     assert said_of_rows["constant-input"].examples == ["b"]
 
 
-def test_the_command_says_what_to_do_and_its_exit_code_tells_errors(tmp_path: Path) -> None:
+def test_the_command_says_what_to_do_and_its_exit_code_tells_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     people(tmp_path / "set")
     result = CliRunner().invoke(command, [str(tmp_path / "set")])
     assert result.exit_code == 0, result.output
@@ -209,6 +212,10 @@ def test_the_command_says_what_to_do_and_its_exit_code_tells_errors(tmp_path: Pa
     assert result.exit_code == 2
     assert "error: 1 picture is in several splits as exact copies" in result.stdout
     assert "→ Keep each in one split" in result.stdout
+    monkeypatch.setattr("sys.argv", ["dlhpc", "data", "check", str(tmp_path / "set")])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
     result = CliRunner().invoke(command, [str(tmp_path / "set"), "--json"])
     assert {one["kind"] for one in json.loads(result.stdout)["findings"]} >= {"leak", "small-val"}
 
