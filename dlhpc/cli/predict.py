@@ -65,7 +65,7 @@ def predict(
 
     run = the_run(name, runs, site)
     record = choose_checkpoint(run, checkpoint)
-    _demand_one_class(run, record)
+    _demand_names(run, record, unseen=unseen)
     _demand_torch(run)
     from dlhpc.predict.classify import CHUNK, classify, load_classifier
     from dlhpc.predict.results import Prediction, Tally, csv_file, new_csv_path, predictions_folder, write_unseen
@@ -109,13 +109,15 @@ def predict(
         _tell(record, table, tally, kept, unseen=unseen)
 
 
-def _demand_one_class(run: RunDirectory, record: CheckpointRecord) -> None:
+def _demand_names(run: RunDirectory, record: CheckpointRecord, *, unseen: bool) -> None:
+    """:class:`UserError` for what cannot be named. With several labels each name has a probability of its own."""
     several, rows = record.settings.get("several_labels"), "height" not in record.input
-    if record.task == "classification" and not several and not rows:
+    if record.task == "classification" and not rows and not (several and unseen):
         return
     what = "a classification with several labels" if several else f"a {record.task}{' of table rows' if rows else ''}"
     raise UserError(
-        f"{run.name} is {what}, and `dlhpc predict` names pictures by one class only, so far",
+        f"{run.name} is {what}, {'whose unseen pictures' if several and unseen else 'which'} `dlhpc predict` cannot "
+        "name so far",
         remedy="`dlhpc report` shows how well it does on the validation data.",
     )
 
