@@ -19,6 +19,7 @@ from dlhpc.schedulers.pbs_extra import extra_directives
 _LONGEST = 4000
 """qsub reads lines into 4 KiB."""
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:@-]*")
+_RESOURCE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _PATH = re.compile(r"[A-Za-z0-9_./+@%=,~-]+")
 _PATH_WITH_BLANKS = re.compile(r"[A-Za-z0-9_./+@%=,~ -]+")
 
@@ -84,7 +85,12 @@ def _place(header: Header, dialect: str) -> Iterator[str]:
     """Walltime, nodes, cores, GPUs, memory."""
     yield f"-l walltime={clock(max(1, header.walltime_seconds))}"
     cores = header.ranks_per_node * header.cores_per_rank
-    gpu = _checked(header.gpu_resource or ("gpus" if dialect == "torque" else "ngpus"), "the GPU resource")
+    gpu = header.gpu_resource or ("gpus" if dialect == "torque" else "ngpus")
+    if not _RESOURCE.fullmatch(gpu):  # a colon would begin another resource
+        raise UserError(
+            f"`{gpu}` is no name of a PBS resource",
+            remedy="Correct gpu.resource in the site profile: a letter, then letters, digits, `_` or `-`.",
+        )
     megabytes = None if header.memory_bytes is None else max(1, header.memory_bytes // MEBIBYTE)
     if dialect == "select":
         chunk = f"ncpus={cores}:mpiprocs={header.ranks_per_node}:ompthreads={header.cores_per_rank}"

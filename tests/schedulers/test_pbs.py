@@ -102,6 +102,7 @@ def test_quality_of_service():
 def test_a_site_that_calls_gpus_otherwise():
     lines = directives(replace(HEADER, gpu_resource="ngpus_a100"), "select")
     assert any(":ngpus_a100=4:" in line for line in lines)
+    assert "`gpu:a100` is no name of a PBS resource" in one_sentence(replace(HEADER, gpu_resource="gpu:a100"))
 
 
 @pytest.mark.parametrize(
