@@ -72,7 +72,7 @@ class Look:
     flat: bool = False
     """All pixels have the same value."""
     hash: int = 0
-    thumbnail: NDArray[np.float32] | None = None
+    thumbnail: NDArray[np.float16] | None = None
 
 
 def _finding(

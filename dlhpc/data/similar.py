@@ -9,6 +9,7 @@ correlate by ``CORRELATION`` or more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ _NEIGHBOURS = 128  # with so many of one band a picture is compared, nearest has
 _SIDE = 16
 
 
-def fingerprint(values: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, NDArray[np.float32]]:
+def fingerprint(values: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, NDArray[np.float16]]:
     """Hash (64 bits) and thumbnail (16×16, mean 0, norm 1; zeros for a flat picture) of a picture H×W×C."""
     grey = values.mean(axis=2, dtype=np.float32)
     image = Image.fromarray(grey)
@@ -32,10 +33,11 @@ def fingerprint(values: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, ND
     thumbnail = thumbnail - thumbnail.mean()
     norm = float(np.linalg.norm(thumbnail))
     flat = norm <= 1e-6 * np.iinfo(values.dtype).max * _SIDE
-    return int.from_bytes(bits.tobytes(), "big"), np.zeros_like(thumbnail) if flat else thumbnail / norm
+    thumbnail = np.zeros_like(thumbnail) if flat else thumbnail / norm
+    return int.from_bytes(bits.tobytes(), "big"), thumbnail.astype(np.float16)  # there may be a million of them
 
 
-def alike(hashes: Sequence[int], thumbnails: Sequence[NDArray[np.float32]]) -> list[tuple[int, int]]:
+def alike(hashes: Sequence[int], thumbnails: Sequence[NDArray[np.floating[Any]]]) -> list[tuple[int, int]]:
     """All pairs (i, j), i < j, of pictures that look alike. Of very many with one hash only the nearest are paired."""
     if len(hashes) < 2:
         return []
@@ -53,9 +55,18 @@ def alike(hashes: Sequence[int], thumbnails: Sequence[NDArray[np.float32]]) -> l
             differing = _ones(sorted_codes[offset:] ^ sorted_codes[:-offset])
             places = np.flatnonzero(together & (differing <= DISTANCE))
             one, other = order[places], order[places + offset]
-            close = np.einsum("ij,ij->i", small[one], small[other]) >= CORRELATION
+            close = _correlation(small, one, other) >= CORRELATION
             found.update(zip(np.minimum(one, other)[close].tolist(), np.maximum(one, other)[close].tolist()))
     return sorted(found)
+
+
+def _correlation(small: NDArray[Any], one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Of pairs of thumbnails, a few thousand at a time: there may be as many pairs as pictures."""
+    found = np.empty(len(one), np.float32)
+    for first in range(0, len(one), 4096):
+        here = slice(first, first + 4096)
+        found[here] = np.einsum("ij,ij->i", small[one[here]], small[other[here]], dtype=np.float32)
+    return found
 
 
 def _ones(codes: NDArray[np.uint64]) -> NDArray[np.int64]:
