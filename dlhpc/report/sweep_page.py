@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,10 @@ from dlhpc.runs.sweep import SweepDirectory, SweepRecord, read_record
 
 MOST_VALUES = 30
 """A setting with more different texts than this is left out of the drawings."""
+
+
+REPEATED = {"data.split.fold", "data.split.seed", "training.seed"}
+"""Settings that make no other training, only another sample of it: folds of a cross-validation, seeds."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ def render_sweep(sweep: SweepDirectory, stands: Standing, measure: str | None, m
             measure_words=None if measure is None else measure.replace("_", " "),
             best=best,
             best_words=measure_in_words(measure, best.value) if measure and best and best.value is not None else None,
+            repeats=_repeats(measure, members, keys),
             members=order,
             keys=keys,
             shown=_shown,
@@ -107,6 +113,17 @@ def render_sweep(sweep: SweepDirectory, stands: Standing, measure: str | None, m
             version=__version__,
         )
     )
+
+
+def _repeats(measure: str | None, members: Sequence[Member], keys: Sequence[str]) -> str | None:
+    """Where members are the same training again, on another fold or from another seed: mean and σ of what they got."""
+    values = [one.value for one in members if one.value is not None]
+    if measure is None or len(values) < 2 or not keys or not set(keys) <= REPEATED:
+        return None
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    words = measure_in_words(measure, mean)
+    over = f"{100 * spread:.1f} %" if words.endswith("%") else f"{spread:.3g}"
+    return f"{words} ± {over} (mean and standard deviation of {len(values)} members)"
 
 
 def _shown(value: Any) -> str:

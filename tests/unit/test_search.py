@@ -277,6 +277,17 @@ def test_the_report_of_a_search_names_the_best_and_shows_what_mattered(world: Wo
     assert page.count("<svg") >= 2
 
 
+def test_folds_are_reported_by_mean_and_deviation(world: World) -> None:
+    world.spec.write_text(SPEC + "sweep: {grid: {data.split.fold: [1, 2, 3]}}\n")
+    world.spec.write_text(world.spec.read_text().replace("  width: 32", "  split: {folds: 3}\n  width: 32"))
+    sweep = world.create()
+    start(sweep)
+    end_all(world, sweep)
+    assert "All together: val accuracy 31.0 % ± 1.0 % (mean and standard deviation of 3 members)" in report_of(
+        world, sweep
+    )
+
+
 def test_settings_are_shown_as_text(world: World) -> None:
     world.spec.write_text(SPEC + "sweep: {list: [{augment.crop: null}, {data.normalize: none}]}\n")
     sweep = world.create()
