@@ -13,14 +13,14 @@ from dlhpc.predict.results import Prediction, Result, Unreadable
 from dlhpc.predict.sources import Chunk, Loaded
 from dlhpc.runs.checkpoints import CheckpointRecord
 from dlhpc.train.checkpoint import load_weights
-from dlhpc.train.models import Classifier
+from dlhpc.train.models import Model
 from dlhpc.train.tasks import restore_model
 
 CHUNK = 64
 """Pictures that go through the network at once."""
 
 
-def load_classifier(record: CheckpointRecord, device: torch.device | None = None) -> Classifier:
+def load_classifier(record: CheckpointRecord, device: torch.device | None = None) -> Model:
     """The network of a checkpoint, ready to name: weights checked by SHA-256, read as safetensors, never unpickled.
 
     Raises :class:`StorageError` if a file is damaged or does not fit this version of dlhpc.
@@ -37,7 +37,7 @@ def load_classifier(record: CheckpointRecord, device: torch.device | None = None
             where=record.weights.path,
             remedy="Use the version of dlhpc that trained it.",
         ) from error
-    assert isinstance(model, Classifier)
+    assert isinstance(model, Model)
     return model.to(device or best_device())
 
 
@@ -46,7 +46,7 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def classify(classifier: Classifier, classes: list[str], chunks: Iterable[Chunk], top: int) -> Iterator[Result]:
+def classify(classifier: Model, classes: list[str], chunks: Iterable[Chunk], top: int) -> Iterator[Result]:
     """Name every picture, in order; at most ``top`` names each. Pictures that could not be read pass through."""
     for chunk in chunks:
         loaded = [one for one in chunk if isinstance(one, Loaded)]
@@ -56,7 +56,7 @@ def classify(classifier: Classifier, classes: list[str], chunks: Iterable[Chunk]
 
 
 @torch.inference_mode()
-def _named(classifier: Classifier, classes: list[str], loaded: list[Loaded], top: int) -> list[Prediction]:
+def _named(classifier: Model, classes: list[str], loaded: list[Loaded], top: int) -> list[Prediction]:
     device = next(classifier.parameters()).device
     batch = torch.from_numpy(_stack([one.values for one in loaded])).to(device)
     shares, indices = classifier.probabilities(batch).topk(min(top, len(classes)), dim=1)

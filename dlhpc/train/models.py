@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 AUXILIARY_WEIGHT = 0.3  # of GoogLeNet's side classifiers in the training loss: Szegedy et al. 2015, DIGITS, Caffe
 
@@ -100,9 +99,6 @@ class Model(nn.Module):
         return scores.sigmoid() if self.several_labels else scores.softmax(dim=1)
 
 
-Classifier = Model
-
-
 def with_auxiliary(outputs: Outputs, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """``loss`` of the scores, and that plus the weighted losses of side classifiers, which is what is trained on."""
     main = loss(outputs.scores)
@@ -110,12 +106,6 @@ def with_auxiliary(outputs: Outputs, loss: Callable[[Tensor], Tensor]) -> tuple[
     for side in outputs.auxiliary:
         total = total + AUXILIARY_WEIGHT * loss(side)
     return main, total
-
-
-def training_loss(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropies summed over the pictures: what is trained on, and that of the main scores alone (detached)."""
-    main, total = with_auxiliary(outputs, lambda scores: functional.cross_entropy(scores, labels, reduction="sum"))
-    return total, main.detach()
 
 
 def batch_norms(network: nn.Module) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Callable
@@ -252,15 +253,20 @@ def own_task(path: str | Path | None) -> OwnTask:
 
 
 def _demand_trust(path: Path, status: os.stat_result) -> None:
-    trusted = status.st_uid in (os.getuid(), 0) and not status.st_mode & stat.S_IWOTH
-    if trusted or os.environ.get(TRUST) == "1":
+    if os.environ.get(TRUST) == "1":
         return
-    why = "may be changed by everybody" if status.st_uid in (os.getuid(), 0) else f"belongs to {_user(status.st_uid)}"
-    raise UserError(
-        f"is code that would be executed, and it {why}",
-        where=path,
-        remedy=f"Read it; if you trust it, repeat the command with {TRUST}=1 before it.",
-    )
+    if status.st_uid not in (os.getuid(), 0):
+        raise UserError(
+            f"is code that would be executed, and it belongs to {_user(status.st_uid)}",
+            where=path,
+            remedy=f"Read it; if you trust it, repeat the command with {TRUST}=1 before it.",
+        )
+    if status.st_mode & stat.S_IWOTH:
+        raise UserError(
+            "is code that would be executed, and it may be changed by everybody",
+            where=path,
+            remedy=f"Read it, then allow that to nobody else: chmod o-w {shlex.quote(str(path))}",
+        )
 
 
 def _user(uid: int) -> str:

@@ -255,7 +255,7 @@ def test_every_network_is_loaded_with_its_own_weights(name: str, tmp_path: Path)
 
     from dlhpc.predict.classify import load_classifier
     from dlhpc.runs.checkpoints import CheckpointFile, CheckpointRecord
-    from dlhpc.train.models import Classifier, Preprocess, build_network
+    from dlhpc.train.models import Model, Preprocess, build_network
 
     torch.manual_seed(3)
     with torch.device("meta"):  # GoogLeNet's own initialisation takes long
@@ -268,7 +268,7 @@ def test_every_network_is_loaded_with_its_own_weights(name: str, tmp_path: Path)
             tensor.normal_(std=0.05)
         else:
             tensor.zero_()
-    whole = Classifier(Preprocess(torch.full((1, 1, 1), 0.4), torch.full((1, 1, 1), 0.2)), network).eval()
+    whole = Model(Preprocess(torch.full((1, 1, 1), 0.4), torch.full((1, 1, 1), 0.2)), network).eval()
     content = safetensors.torch.save({key: tensor.contiguous() for key, tensor in whole.state_dict().items()})
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)

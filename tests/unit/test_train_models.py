@@ -11,13 +11,13 @@ from dlhpc.spec.models import SMALLEST_INPUT, Optimizer
 from dlhpc.train.collective import SingleCollective
 from dlhpc.train.evaluate import RankState
 from dlhpc.train.models import (
-    Classifier,
+    Model,
     Outputs,
     batch_norms,
     build_network,
     preprocess_for,
     running_statistics,
-    training_loss,
+    with_auxiliary,
 )
 from dlhpc.train.optimisers import make_optimiser, set_rate
 
@@ -28,14 +28,14 @@ SIZES = {name: max(size, 64) if name == "googlenet" else size for name, size in 
 @pytest.mark.parametrize("name", ["lenet", "smallnet", "alexnet", "googlenet", "resnet18"])
 def test_every_network_takes_grey_and_colour_and_any_number_of_classes(name: str, channels: int) -> None:
     size = SIZES[name]
-    model = Classifier(
+    model = Model(
         preprocess_for("none", np.zeros(channels), np.ones(channels), None, size, size),
         build_network(name, channels, 7, size, size),
     )
     pictures = torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8)
     labels = torch.tensor([0, 6])
     outputs = model(pictures)
-    loss, main = training_loss(outputs, labels)
+    main, loss = with_auxiliary(outputs, lambda scores: functional.cross_entropy(scores, labels))
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert loss >= main > 0
@@ -57,8 +57,12 @@ def test_lenet_takes_pictures_that_are_not_square() -> None:
 def test_googlenets_side_classifiers_count_three_tenths() -> None:
     scores = torch.randn(3, 5)
     labels = torch.tensor([1, 2, 3])
-    loss, main = training_loss(Outputs(scores, (scores, scores)), labels)
-    one = functional.cross_entropy(scores, labels, reduction="sum")
+
+    def one_loss(scores: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(scores, labels, reduction="sum")
+
+    main, loss = with_auxiliary(Outputs(scores, (scores, scores)), one_loss)
+    one = one_loss(scores)
     assert main == one
     assert loss.item() == pytest.approx(1.6 * one.item(), rel=1e-5)
 
