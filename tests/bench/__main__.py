@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dlhpc.files import replace_text
-from tests.bench import login, schedulers, training
+from tests.bench import engine, login, schedulers
 from tests.bench.measure import Figure
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-ROOMS = {"login": login, "schedulers": schedulers, "training": training}
+ROOMS = {"login": login, "schedulers": schedulers, "engine": engine}
 END = "<!-- end of table -->"
 
 
