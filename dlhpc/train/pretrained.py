@@ -31,13 +31,14 @@ WEIGHTS = Path("share/dlhpc/weights")
 
 TORCHVISION: dict[str, tuple[str, ...]] = {
     "alexnet": ("alexnet",), "googlenet": ("googlenet",), "resnet18": ("resnet18",), "resnet50": ("resnet50",),
-    "detectnet": ("googlenet",), "retinanet": ("retinanet_resnet50_fpn_coco", "resnet50"),
-    "fcos": ("fcos_resnet50_fpn_coco", "resnet50"), "ssdlite": ("ssdlite320_mobilenet_v3_large_coco",),
+    "detectnet": ("googlenet",), "retinanet": ("retinanet_{backbone}_fpn_coco", "{backbone}"),
+    "fcos": ("fcos_{backbone}_fpn_coco", "{backbone}"), "ssdlite": ("ssdlite320_mobilenet_v3_large_coco",),
 }  # fmt: skip
 """Network → beginnings of the names of torchvision's files, best first; detectors may begin with a trained trunk."""
 
 _WRAPPERS = ("module", "network", "model", "_orig_mod", "state_dict")
-_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # other buffers are the network's own matter
+# Of a batch normalisation, also a fixed one. Other buffers are the network's own matter.
+_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked", ".weight", ".bias")
 _NAMED = 8  # layers that a note names
 
 
@@ -154,7 +155,9 @@ def find_weights(settings: Network) -> Path:
                 remedy="Check the path, and that the compute nodes see it.",
             )
         return path
-    stems = TORCHVISION.get(settings.name, ()) if settings.file is None else ()
+    backbone = str(settings.options.get("backbone", "resnet50"))
+    known = TORCHVISION.get(settings.name, ()) if settings.file is None else ()
+    stems = [stem.format(backbone=backbone) for stem in known]
     if not stems:
         raise UserError(
             f"torchvision has no trained weights of {'your own network' if settings.file else settings.name}",
@@ -167,8 +170,8 @@ def find_weights(settings: Network) -> Path:
                 if found := sorted(folder.glob(pattern)):
                     return found[-1]
     raise UserError(
-        f"the trained weights of {stems[0]} are not in this environment",
-        remedy=f"Ask the staff of your centre: {_what_to_place(stems[0])} belongs into {folders[0]} "
+        f"the trained weights of {stems[-1]} are not in this environment",
+        remedy=f"Ask the staff of your centre: {_what_to_place(stems[-1])} belongs into {folders[0]} "
         "(compute nodes have no internet, so dlhpc does not fetch it).",
     )
 

@@ -164,6 +164,18 @@ def test_a_network_that_torchvision_has_not_trained_is_told_so() -> None:
         load_pretrained(model_of(), Network(name="lenet", pretrained="torchvision"))
 
 
+def test_a_detector_begins_with_the_weights_of_its_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name, options, file in (
+        ("detectnet", {}, "googlenet-1378be20.pth"), ("retinanet", {"backbone": "resnet18"}, "resnet18-f37072fd.pth"),
+        ("ssdlite", {}, "ssdlite320_mobilenet_v3_large_coco-a79551df.pth"),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as told:
+            load_pretrained(model_of(), Network(name=name, options=options, pretrained="torchvision"))  # type: ignore[arg-type]
+        assert file in str(told.value)
+
+
 def test_without_the_setting_nothing_happens() -> None:
     assert load_pretrained(model_of(), Network(name="smallnet")) == []
 
