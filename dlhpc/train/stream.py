@@ -34,7 +34,8 @@ _NAMES = {
 class _Tensor:
     """One tensor, of which the first rows have been read."""
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, ours: bool) -> None:
+        self._ours = ours
         self.dtype, self.shape = _NAMES[tensor.dtype], list(tensor.shape)
         self.bytes = tensor.numel() * tensor.element_size()
         self.item_bytes = tensor.element_size()
@@ -50,7 +51,10 @@ class _Tensor:
         return piece
 
     def keep(self) -> int:
-        """Copy what has not been read; gives the number of bytes."""
+        """Copy what has not been read, unless nobody else has this memory; gives the number of bytes."""
+        if self._ours:
+            return 0
+        self._ours = True
         self._rows = self._rows.copy(order="K")
         return self._rows.nbytes
 
@@ -64,10 +68,9 @@ class Held:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._lock = threading.Lock()
         self._copied: torch.cuda.Event | None = None
-        on_host = {name: tensor for name, tensor in tensors.items() if tensor.device.type == "cpu"}
-        if len(on_host) < len(tensors):
-            on_host |= self._from_gpu({name: one for name, one in tensors.items() if name not in on_host})
-        self._tensors = {name: _Tensor(on_host[name]) for name in tensors}
+        elsewhere = {name: tensor for name, tensor in tensors.items() if tensor.device.type != "cpu"}
+        copies = self._from_gpu(elsewhere) if elsewhere else {}
+        self._tensors = {name: _Tensor(copies.get(name, one), name in copies) for name, one in tensors.items()}
 
     @property
     def names(self) -> list[str]:
