@@ -52,6 +52,11 @@ def network_for(settings: Network, shape: Shape) -> nn.Module:
     """A fresh network; :class:`UserError` if it is not made for data of this kind, or the user's file is at fault."""
     if settings.file is not None:
         return own_network(settings.file, settings.options, shape)
+    if settings.options:
+        raise UserError(
+            f"network.options ({', '.join(settings.options)}) mean nothing to {settings.name}",
+            remedy="They are for the function of your own network.file, and for some networks of task detection.",
+        )
     if (settings.name == "mlp") != (shape.kind == "table"):
         raise UserError(
             f"network.name is {settings.name}, but the data holds "
@@ -59,9 +64,9 @@ def network_for(settings: Network, shape: Shape) -> nn.Module:
             remedy="Rows of a table need mlp, or your own network.file; pictures need another network.",
         )
     if settings.name == "mlp":
-        from dlhpc.train.tables_network import mlp  # type: ignore[import-not-found, unused-ignore]
+        from dlhpc.train.tables_network import mlp
 
-        return mlp(shape.features, shape.outputs, settings.hidden, settings.dropout)  # type: ignore[no-any-return, unused-ignore]
+        return mlp(shape.features, shape.outputs, settings.hidden, settings.dropout)
     return build_network(settings.name, shape.channels, shape.outputs, shape.height, shape.width)
 
 

@@ -195,7 +195,7 @@ def test_metrics_of_one_class_a_picture_are_those_of_scikit_learn() -> None:
     named = scores.argmax(dim=1)
     assert found.metrics["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(targets, named))
     assert found.metrics["f1_macro"] == pytest.approx(sklearn.metrics.f1_score(targets, named, average="macro"))
-    assert found.metrics["loss"] == pytest.approx(sklearn.metrics.log_loss(targets, scores.softmax(dim=1)), rel=1e-5)
+    assert found.metrics["loss"] == pytest.approx(sklearn.metrics.log_loss(targets, scores.double().softmax(dim=1)), rel=1e-5)
     assert found.details["confusion"] == sklearn.metrics.confusion_matrix(targets, named).tolist()
 
 
@@ -409,6 +409,17 @@ def test_a_network_for_pictures_on_a_table_is_told_before_training(tmp_path: Pat
     run = on_packed(tmp_path / "run", tmp_path / "packed", (6, 3), network={"name": "lenet"})
     with pytest.raises(UserError, match=r"network\.name is lenet, but the data holds rows of a table"):
         train_here(run)
+
+
+def test_settings_that_would_have_no_effect_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", spec={"network": {"name": "lenet", "options": {"width": 3}}})
+    with pytest.raises(UserError, match=r"network\.options \(width\) mean nothing to lenet"):
+        train_here(run)
+    file = tmp_path / "mine.py"
+    file.write_text("def loss(outputs, targets):\n    return (outputs ** 2).sum(dim=1)\n")
+    settings = {"task_file": str(file), "training": {"epochs": 1, "label_smoothing": 0.1}}
+    with pytest.raises(UserError, match="has its own loss"):
+        train_here(make_run(tmp_path / "two", spec=settings))
 
 
 def test_a_resumed_run_does_not_begin_with_the_pretrained_weights_again(tmp_path: Path) -> None:

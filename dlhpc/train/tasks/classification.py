@@ -180,6 +180,12 @@ def make(spec: Spec, packed: Packed) -> Classification:
     count = min(2, len(targets))
     names = own.check(torch.zeros(count, len(packed.classes)), torch.from_numpy(targets[:count].copy()))
     settings = spec.training
+    if own.has_loss and (settings.class_weights != "none" or settings.label_smoothing):
+        raise UserError(
+            "training.class_weights and label_smoothing would have no effect, as the task file has its own loss",
+            where=spec.task_file,
+            remedy="Weigh and smooth in your function `loss`, or leave it out.",
+        )
     kind: type[Classification]
     if packed.several_labels:
         from dlhpc.train.tasks.labels import SeveralLabels
