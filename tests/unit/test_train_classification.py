@@ -195,7 +195,9 @@ def test_metrics_of_one_class_a_picture_are_those_of_scikit_learn() -> None:
     named = scores.argmax(dim=1)
     assert found.metrics["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(targets, named))
     assert found.metrics["f1_macro"] == pytest.approx(sklearn.metrics.f1_score(targets, named, average="macro"))
-    assert found.metrics["loss"] == pytest.approx(sklearn.metrics.log_loss(targets, scores.double().softmax(dim=1)), rel=1e-5)
+    assert found.metrics["loss"] == pytest.approx(
+        sklearn.metrics.log_loss(targets, scores.double().softmax(dim=1)), rel=1e-5
+    )
     assert found.details["confusion"] == sklearn.metrics.confusion_matrix(targets, named).tolist()
 
 
