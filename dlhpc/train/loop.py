@@ -307,6 +307,7 @@ class Training:
             if lacking:
                 self.teller.warn(f"{lacking}: training without")
             use_compiled(self.stepper, not lacking)
+        self.clock = Clock()  # what was tried here is no part of an epoch
 
     def settled(self, chosen: Chosen) -> None:
         self.chosen = chosen

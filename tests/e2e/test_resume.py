@@ -141,6 +141,21 @@ def test_one_rank_and_two_ranks_with_the_same_global_batch(tmp_path: Path) -> No
     assert [point[4] for point in one] == pytest.approx([point[4] for point in two], rel=1e-4)
 
 
+def test_memory_that_fails_on_one_rank_halves_the_batch_on_all(tmp_path: Path) -> None:
+    spec = {"training": {"epochs": 2, "batch_size": 8}}
+    wide = make_run(tmp_path / "wide", spec=spec, ranks=2, splits=SPLITS)
+    tight = make_run(tmp_path / "tight", spec=spec, ranks=2, splits=SPLITS)
+    assert train(wide).returncode == 0
+    words = command(tight)
+    start = [*words[: words.index("dlhpc.train")], "tests.narrow", str(tight.path), "1", "3"]
+    done = subprocess.run(start, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    chosen = json.loads(tight.chosen.read_text())
+    assert (chosen["halvings"], chosen["evaluation_batch"]) == (1, 2)
+    assert [point[:4] for point in curves(tight)] == [point[:4] for point in curves(wide)]
+    assert [point[4] for point in curves(tight)] == pytest.approx([point[4] for point in curves(wide)], rel=1e-3)
+
+
 def test_an_error_on_one_rank_ends_all_of_them(tmp_path: Path) -> None:
     run = make_run(tmp_path / "broken", ranks=2)
     packed = run.path.parent / "broken-packed" / "pictures-00000.npy"

@@ -25,6 +25,7 @@ from dlhpc.train.collective import SingleCollective
 from dlhpc.train.loop import Training
 from dlhpc.train.stop import StopRequests
 from dlhpc.train.trials import Trial
+from tests.narrow import Narrow
 from tests.training import curves, make_run
 
 
@@ -167,36 +168,6 @@ def test_without_a_compiler_training_goes_on_and_says_so(tmp_path: Path, monkeyp
 
 
 # ---- Memory
-
-
-class Narrow:
-    """A task for which more than ``most`` samples at a time are too many; ``fail`` is raised then."""
-
-    def __init__(self, task: Any, most: int, fail: BaseException) -> None:
-        self._task, self._most, self._fail = task, most, fail
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
-
-    def losses(self, batch: Any) -> Any:
-        self._check(batch)
-        return self._task.losses(batch)
-
-    def measure(self) -> Any:
-        measure, check = self._task.measure(), self._check
-
-        class Careful:
-            def add(self, batch: Any) -> None:
-                measure.add(batch)  # something is counted before memory runs out
-                check(batch)
-
-            finish = measure.finish
-
-        return Careful()
-
-    def _check(self, batch: Any) -> None:
-        if len(batch) > self._most:
-            raise self._fail
 
 
 def narrow(run: RunDirectory, most: int, fail: BaseException, number: int = 1) -> AttemptExit:
