@@ -169,10 +169,12 @@ def lay_out(folder: Path, count: int = 600, seed: int = 1) -> None:
 
 
 def computed(master: Array, where: Detector, turn: Array, random: np.random.Generator) -> Array:
-    """A pattern as the microscope might have measured it: bands without their brightest crossings, and noise."""
+    """A pattern as the microscope might have measured it: bands without bright crossings, uneven light, noise."""
     bands = project(master, where.moved(random).directions() @ turn.T)
-    bands = blurred(np.clip(bands, *np.percentile(bands, [1, random.uniform(95, 100)])), random.uniform(0.3, 1.0))
-    return (bands - bands.mean()) / bands.std() + random.uniform(0.7, 2.5) * random.standard_normal(bands.shape)
+    bands = blurred(np.clip(bands, *np.percentile(bands, [1, random.uniform(80, 99)])), random.uniform(0.4, 1.2))
+    uneven = blurred(random.standard_normal(bands.shape), random.uniform(3, 8))
+    noise = random.uniform(1.0, 3.0) * random.standard_normal(bands.shape)
+    return (bands - bands.mean()) / bands.std() + random.uniform(0, 1) * uneven / uneven.std() + noise
 
 
 def blurred(values: Array, sigma: float) -> Array:
