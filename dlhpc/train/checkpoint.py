@@ -190,7 +190,6 @@ class Checkpoints:
 
 def describe(spec: Spec, packed: Packed) -> dict[str, Any]:
     """What every manifest of a run says of the network and its input; see :class:`CheckpointRecord`."""
-    table = getattr(packed, "kind", "pictures") == "table"
     return {
         "task": spec.task,
         "classes": packed.classes,
@@ -198,11 +197,11 @@ def describe(spec: Spec, packed: Packed) -> dict[str, Any]:
         "settings": {
             "network": spec.network.model_dump(mode="json"),
             "detection": spec.detection.model_dump(mode="json"),
-            "several_labels": getattr(packed, "several_labels", spec.data.several_labels),
-            "targets": getattr(packed, "target_names", []),
-            "coding": getattr(packed, "coding", None),
+            "several_labels": packed.several_labels,
+            "targets": packed.target_names,
+            "coding": packed.coding,
         },
-        "input": {"kind": "table", "features": packed.features} if table else _pictures(spec, packed),
+        "input": {"kind": "table", "features": packed.features} if packed.kind == "table" else _pictures(spec, packed),
     }
 
 

@@ -163,6 +163,7 @@ def test_sixteen_bit_colour_pictures_and_a_mean_picture(tmp_path: Path) -> None:
     assert best.input == {
         "kind": "pictures", "channels": 3, "height": 20, "width": 20, "color": "rgb", "resize": "squash",
         "picture_height": 24, "picture_width": 24, "dtype": "uint16", "features": [],
+        "resized_crop": False, "antialias": False,
     }  # fmt: skip
 
 
