@@ -10,7 +10,7 @@ from typing import Any
 from dlhpc.errors import StorageError
 from dlhpc.files import current_umask, read_json, replace_json
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
