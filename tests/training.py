@@ -51,7 +51,7 @@ def write_packed(
         samples["shard"][here], samples["length"][here] = len(shards_), part[0].nbytes
         samples["offset"][here] = shards.HEADER_BYTES + np.arange(len(part)) * part[0].nbytes
         sources["checksum"][here] = [np.frombuffer(packed.checksum(picture.tobytes()), np.uint8) for picture in part]
-        shards_.append(index.Shard(file, len(content), len(part), packed.checksum(content).hex()))
+        shards_.append(index.Shard(file, len(content), len(part), packed.crc(content)))
     train = splits["train"][0]
     values = np.stack(
         [np.bincount(train[:, channel].ravel(), minlength=np.iinfo(train.dtype).max + 1)

@@ -31,8 +31,8 @@ class Shard:
     file: str
     bytes: int
     samples: int
-    checksum: str
-    """BLAKE2b-128 of the whole file, hex."""
+    crc32: int
+    """Of the whole file, as zlib computes it."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from dlhpc.data.pictures import (
     window,
 )
 from dlhpc.data.samples import Boxes, Targets, join_boxes
-from dlhpc.data.shards import Finished, Made, ShardWriter, finished_shard
+from dlhpc.data.shards import Finished, Made, ShardWriter, finished_shard, value_counts
 from dlhpc.data.splits import SPLITS
 from dlhpc.data.workplace import check_space, publish, remove_stale, workplace
 from dlhpc.data.writing import (
@@ -273,7 +273,7 @@ class Packing:
                 self._advance(1)
                 fatal = self.broken and not self.how.skip_broken
                 if sample is not None and not fatal and sample.checksum not in self.leave_out:
-                    writer.add(item, sample, train=item < self.train)
+                    writer.add(item, sample)
             skipped = [(fault.path, fault.reason) for fault in self.broken[already:]]
             if skipped and not self.how.skip_broken:  # all are looked for, but no shard counts any more
                 return Finished(None, np.zeros(0, shard_files.ROW), join_boxes([]), _NOTHING, _NOTHING, [], [])
@@ -333,7 +333,8 @@ class Packing:
                 values = stored_picture(stored, self.shape[0], self.dtype)  # what training will see
         fit = fitted(values, self.how.height, self.how.width, self.how.resize)
         bytes_ = fit.data.cast("B") if self.how.storage == "raw" else stored
-        return Made(bytes_, checksum(bytes_), fit, boxes)
+        counts = value_counts(fit) if item < self.train else None
+        return Made(bytes_, checksum(bytes_), fit, counts, boxes)
 
     def table(self, parts: list[Finished]) -> tuple[Index, Table, dict[str, NDArray[Any]]]:
         """Table and index of what the shards hold; the index lacks what :func:`write_table` adds."""

@@ -16,7 +16,7 @@ import numpy as np
 from dlhpc.data.catalog import Catalog
 from dlhpc.data.index import Index, Shard
 from dlhpc.data.pack import ChangedPictures
-from dlhpc.data.packed import CHECKSUM_BYTES, SAMPLE, SOURCE, Packed, checksum, open_packed
+from dlhpc.data.packed import CHECKSUM_BYTES, SAMPLE, SOURCE, Packed, checksum, crc, open_packed
 from dlhpc.data.shards import HEADER_BYTES, npy_header
 from dlhpc.data.splits import SPLITS
 from dlhpc.data.workplace import check_space, publish, workplace
@@ -80,7 +80,7 @@ def write_rows(folder: Path, catalog: Catalog, coded: Any) -> Index:
         class_counts={},
         mean=np.asarray(coded.mean, np.float64).tolist(),
         std=np.asarray(coded.std, np.float64).tolist(),
-        shards=[Shard(ROWS, len(content), len(rows), checksum(content).hex())],
+        shards=[Shard(ROWS, len(content), len(rows), crc(content))],
         files={},
         fingerprint="",
         several_labels=catalog.several_labels,

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import os
 import shutil
 import stat
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def _copy(folder: Path, index: Index, target: Path) -> None:
     beside.mkdir(mode=0o700)
     try:
         for file in _files(index):
-            if _copied(folder / file.file, beside / file.file) != file.checksum:
+            if _copied(folder / file.file, beside / file.file) != file.crc32:
                 raise StorageError(f"{folder / file.file} does not have the checksum that it was packed with")
         replace_json(beside / INDEX, dataclasses.asdict(index))
         os.rename(beside, target)
@@ -146,20 +146,20 @@ def _copy(folder: Path, index: Index, target: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _copied(source: Path, target: Path) -> str:
-    """Copy a file in long reads, durably (after a crash of the node a file might be whole in size only)."""
-    digest = hashlib.blake2b(digest_size=16)
+def _copied(source: Path, target: Path) -> int:
+    """Copy a file in long reads, durably (after a crash a file might be whole in size only); its CRC-32."""
+    crc = 0
     buffer = memoryview(bytearray(_PIECE))
     with open(source, "rb", buffering=0) as reading, open(target, "wb", buffering=0) as writing:
         with contextlib.suppress(OSError, AttributeError):
             os.posix_fadvise(reading.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while got := reading.readinto(buffer):
-            digest.update(buffer[:got])
+            crc = zlib.crc32(buffer[:got], crc)
             done = 0
             while done < got:
                 done += writing.write(buffer[done:got]) or 0
         os.fsync(writing.fileno())
-    return digest.hexdigest()
+    return crc
 
 
 def _make_room(own: Path, needed: int) -> None:

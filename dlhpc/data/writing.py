@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dlhpc.data.catalog import Sample
 from dlhpc.data.index import INDEX, Index, Shard
-from dlhpc.data.packed import checksum
+from dlhpc.data.packed import crc
 from dlhpc.data.samples import DONT_CARE, Boxes, Targets
 from dlhpc.data.splits import SPLITS
 from dlhpc.errors import DataError
@@ -81,7 +81,7 @@ def save_array(folder: Path, name: str, array: NDArray[Any], generation: int = 1
 
 def _save(folder: Path, name: str, content: bytes, samples: int) -> Shard:
     replace_bytes(folder / name, content)
-    return Shard(name, len(content), samples, checksum(content).hex())
+    return Shard(name, len(content), samples, crc(content))
 
 
 def _target_arrays(targets: Targets) -> dict[str, NDArray[Any]]:

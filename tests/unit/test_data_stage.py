@@ -72,7 +72,7 @@ def test_all_ranks_of_a_node_copy_once(shared: Path, scratch: Path, monkeypatch:
     copied: list[Path] = []
     real = stage._copied
 
-    def counted(source: Path, target: Path) -> str:
+    def counted(source: Path, target: Path) -> int:
         copied.append(source)
         time.sleep(0.005)
         return real(source, target)
