@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from dlhpc.data.augment import mixing
 from dlhpc.data.draws import shuffled
+from dlhpc.data.inputs import Inputs, MovedBoxes
 from dlhpc.data.packed import Packed
 from dlhpc.data.pixels import Normalisation, copy_window
 from dlhpc.data.samples import Batch, Boxes, Indices, Mixing, Step, Targets, join_boxes, take_targets
-from dlhpc.data.inputs import Inputs, MovedBoxes
 from dlhpc.data.splits import SplitName
 
 if TYPE_CHECKING:
