@@ -17,6 +17,7 @@ from dlhpc.data.catalog import Catalog
 from dlhpc.data.pack import SHOWN, Preparation, pack
 from dlhpc.data.pack_rows import pack_rows
 from dlhpc.data.packed import Packed, open_packed
+from dlhpc.data.shards import check_shards
 from dlhpc.data.splits import SPLITS
 from dlhpc.errors import AttemptExit, DlhpcError, StorageError, UserError
 from dlhpc.files import read_json
@@ -53,11 +54,20 @@ class _Progress:
             print(f"packing {done} of {total} pictures", flush=True)
 
 
+_PATIENCE_S = 30.0
+"""An attempt begins by comparing files with their checksums: what was damaged must not be learnt. Of a set too large to
+be read in this time the others are trusted; `dlhpc data check` compares all."""
+
+
 def pack_run(run: RunDirectory, attempt: int) -> None:
     """Pack what the plan of ``run`` asks for; broken pictures that are skipped become warnings in its journal."""
     plan = read_plan(run.plan)
     began = time.monotonic()
     with _packed(run, plan) as packed:
+        shards = packed.index.shards
+        checked = check_shards(packed.folder, shards, max(1, plan.cores_per_rank * plan.ranks_per_node), _PATIENCE_S)
+        if checked < len(shards):
+            print(f"compared {checked} of {len(shards)} files with their checksums in {_PATIENCE_S:.0f} s", flush=True)
         _warn(run, attempt, packed)
         counts = ", ".join(f"{packed.count(split)} {split}" for split in SPLITS)
         seconds = time.monotonic() - began

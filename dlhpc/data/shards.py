@@ -14,7 +14,9 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlhpc.data.boxes import OneOfBoxes
-from dlhpc.data.index import Shard
+from dlhpc.data.index import Shard, damaged
 from dlhpc.data.packed import CHECKSUM_BYTES, Pictures, crc
 from dlhpc.data.samples import Boxes, join_boxes
 from dlhpc.files import replace_bytes, storage_errors
@@ -177,6 +179,26 @@ def file_crc(path: Path) -> int:
     for piece in pieces(path):
         value = crc(piece, value)
     return value
+
+
+def check_shards(folder: Path, shards: Sequence[Shard], threads: int, patience: float) -> int:
+    """Compare shards with their checksums and give how many were looked at: as many as can be begun within ``patience``
+    seconds. Raises :class:`DataError` for the first that is not as it was written, :class:`StorageError`.
+    """
+    until = time.monotonic() + patience
+
+    def is_whole(shard: Shard) -> bool | None:
+        if time.monotonic() > until:
+            return None
+        with storage_errors(folder / shard.file, "read"):
+            return file_crc(folder / shard.file) == shard.crc32
+
+    with ThreadPoolExecutor(threads) as pool:
+        answers = list(pool.map(is_whole, shards))
+    for shard, whole in zip(shards, answers, strict=True):
+        if whole is False:
+            raise damaged(folder / shard.file, "is not as it was written (its checksum differs)")
+    return sum(whole is not None for whole in answers)
 
 
 def pieces(path: Path, size: int = 1 << 23) -> Iterator[memoryview]:

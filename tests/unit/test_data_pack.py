@@ -24,7 +24,7 @@ from dlhpc.data.pack import Preparation, pack
 from dlhpc.data.pack_add import add_pictures
 from dlhpc.data.packed import Packed, open_packed
 from dlhpc.data.pictures import read_picture
-from dlhpc.errors import DataError, StorageError
+from dlhpc.errors import AttemptExit, DataError, StorageError
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import Event, read_journal
 from dlhpc.runs.plan import DatasetSummary, Plan, read_plan
@@ -279,6 +279,20 @@ def test_a_damaged_packed_dataset_is_noticed_and_packed_anew(tmp_path: Path, fil
     assert file in str(caught.value)
     assert main([str(run.path)]) == 0
     assert packed_of(run).fingerprint == fingerprint
+
+
+def test_one_changed_byte_is_noticed_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos(tmp_path / "photos")
+    run = make_run(tmp_path)
+    assert main([str(run.path)]) == 0
+    path = packed_of(run).folder / "pictures-00000.npy"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert main([str(run.path)]) == AttemptExit.BAD_DATA
+    said = capsys.readouterr().err
+    assert "pictures-00000.npy is not as it was written" in said
+    assert "Delete the folder" in said
 
 
 def test_a_file_that_shrinks_while_open_is_noticed(tmp_path: Path) -> None:
