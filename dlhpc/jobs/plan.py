@@ -19,7 +19,7 @@ from dlhpc.errors import ErrorList, UserError
 from dlhpc.jobs.estimate import estimate, needed_walltime, save_margin, work_of
 from dlhpc.jobs.experience import Experience
 from dlhpc.jobs.header import header_of
-from dlhpc.jobs.launch import decide_launch
+from dlhpc.jobs.launch import decide_launch, rank_exports, uses_ddp
 from dlhpc.jobs.limits import account_faults, left_out, limits, too_large
 from dlhpc.jobs.render import comment
 from dlhpc.jobs.sources import check_code, fit_to_packed, make_paths_absolute, summary
@@ -135,7 +135,7 @@ def decide(
     ranks = job.nodes * job.ranks_per_node
     environment, prefix, python, record = _environment(spec, site)
     of_environment = record.environment if record is not None else {}
-    exports = {**_base_exports(cores_per_rank), **of_environment, **site.launcher.environment}
+    exports = {**rank_exports(spec.distributed, cores_per_rank), **of_environment, **site.launcher.environment}
     launch = decide_launch(
         site,
         nodes=job.nodes,
@@ -145,6 +145,7 @@ def decide(
         record=record,
         exports=exports,
         warnings=warnings,
+        ddp=uses_ddp(spec.distributed, record),
     )
     if site.scheduler == "local" and not os.access(python, os.X_OK):  # compute nodes may see what this one does not
         raise UserError(
@@ -328,13 +329,3 @@ def _environment(spec: Spec, site: Site) -> tuple[str, Path, str, EnvironmentRec
     prefix = Path(sys.prefix) if given is None else Path(os.path.expandvars(given)).expanduser().absolute()
     python = sys.executable if given is None else str(prefix / "bin" / "python")
     return name, prefix, python, read_record(prefix)
-
-
-def _base_exports(cores_per_rank: int) -> dict[str, str]:
-    return {
-        "OMP_NUM_THREADS": str(cores_per_rank),
-        # One allreduce per gradient bucket of ours: Horovod's own fusion depends on timing, and so would the bits.
-        "HOROVOD_FUSION_THRESHOLD": "0",
-        "HOROVOD_CYCLE_TIME": "0.5",
-        "PYTHONUNBUFFERED": "1",
-    }

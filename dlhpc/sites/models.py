@@ -88,7 +88,8 @@ class Launcher(Model):
     """How the ranks are started."""
 
     kind: Literal["auto", "mpirun", "mpiexec", "srun", "poe", "gloo"] = "auto"
-    """`auto`: mpirun where the environment's Horovod was built with MPI, else Horovod's Gloo launcher."""
+    """`auto`: mpirun where the environment has MPI, else Horovod's Gloo launcher, or torchrun where there is no Horovod
+    (or the spec asks for DDP)."""
     command: str | None = None
     """The program, where it is not the one of that name on PATH: `/opt/mpi/bin/mpiexec`."""
     options: list[str] | None = None

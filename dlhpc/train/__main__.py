@@ -54,6 +54,8 @@ def main(argv: list[str]) -> int:
         from dlhpc.train.collective import join
         from dlhpc.train.collective.cores import keep_to_own_cores
 
+        if spec.distributed.timeline:
+            os.environ["HOROVOD_TIMELINE"] = str(run.path / "timeline.json")
         collective = join(plan.launcher, plan.ranks, spec.distributed.strategy, run.meeting_file(attempt))
         rank = collective.rank
         if not plan.gpus_per_rank:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dlhpc.envs.record import EnvironmentRecord, MpiRecord
 from dlhpc.errors import ErrorList, UserError
-from dlhpc.jobs.launch import Launch, decide_launch
+from dlhpc.jobs.launch import Launch, decide_launch, rank_exports, uses_ddp
 from dlhpc.jobs.plan import make_plan
 from dlhpc.runs.plan import read_plan
 from dlhpc.schedulers.base import Abilities
 from dlhpc.sites.models import Environment, Launcher, Queue, Site
+from dlhpc.spec.models import Distributed
 from tests.unit.conftest import MakeRun
 from tests.unit.job_runs import ALL_ABLE, CLUSTER, SITE, FakeScheduler, changed, plan
 
@@ -199,6 +201,39 @@ def launch(
         exports={"OMP_NUM_THREADS": "8"},
         warnings=[],
     )
+
+
+def test_ddp_is_started_by_whatever_launcher_there_is() -> None:
+    local = Site.model_validate({"name": "here", "scheduler": "local", "launcher": {"kind": "gloo"}})
+    about: dict[str, Any] = {"cores_per_rank": 1, "prefix": Path("/opt/env"), "exports": {}, "warnings": []}
+    made = decide_launch(local, nodes=1, ranks_per_node=2, record=None, ddp=True, **about)
+    assert made.kind == "torchrun"
+    assert made.argv == ["/opt/env/bin/torchrun", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    slurm = Site.model_validate(
+        {"name": "c", "scheduler": "slurm", "queues": [{"name": "q"}], "launcher": {"kind": "srun"}}
+    )
+    made = decide_launch(slurm, nodes=2, ranks_per_node=4, record=None, ddp=True, **about)
+    assert (made.kind, made.argv[-1]) == ("srun", "--kill-on-bad-exit=1")  # no MPI is needed
+
+
+def test_ranks_sum_by_horovod_where_the_environment_has_it() -> None:
+    without = EnvironmentRecord("ddp", "", "3.11", "2", None, None, None, False, "now")
+    assert not uses_ddp(Distributed(), None)
+    assert uses_ddp(Distributed(), without)
+    assert uses_ddp(Distributed(strategy="ddp"), None)
+    with pytest.raises(UserError, match="the environment has no Horovod"):
+        uses_ddp(Distributed(strategy="horovod"), without)
+    with pytest.raises(UserError, match=r"distributed\.adasum is of Horovod"):
+        uses_ddp(Distributed(strategy="ddp", adasum=True), None)
+
+
+def test_horovods_settings_reach_the_ranks() -> None:
+    assert rank_exports(Distributed(), 4)["HOROVOD_FUSION_THRESHOLD"] == "0"
+    asked = rank_exports(Distributed(fusion_mb=64, cycle_ms=2), 4)
+    assert (asked["HOROVOD_FUSION_THRESHOLD"], asked["HOROVOD_CYCLE_TIME"]) == (str(64 * 2**20), "2")
+    tuned = rank_exports(Distributed(autotune=True), 4)
+    assert "HOROVOD_CYCLE_TIME" not in tuned  # Horovod does not tune what is set
+    assert tuned["HOROVOD_AUTOTUNE"] == "1"
 
 
 def test_srun_is_told_the_layout_since_steps_do_not_inherit_it() -> None:
