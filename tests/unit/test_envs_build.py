@@ -367,7 +367,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 def test_a_finished_build_is_skipped_silently(site: Site) -> None:
     site.build()
-    assert site.installed[0] == ["report-tool>=1", "setuptools<80", "torch==2.15.0", "train-tool>=1"]
+    assert site.installed[0] == ["report-tool>=1", "search-tool>=1", "setuptools<80", "torch==2.15.0", "train-tool>=1"]
     assert site.verified == [MPI]
     first = site.record
     assert read_record(site.prefix) == first

@@ -204,7 +204,7 @@ def launch(
 
 
 def test_ddp_is_started_by_whatever_launcher_there_is() -> None:
-    local = Site.model_validate({"name": "here", "scheduler": "local", "launcher": {"kind": "gloo"}})
+    local = Site.model_validate({"name": "here", "queues": [{"name": "q"}], "launcher": {"kind": "gloo"}})
     about: dict[str, Any] = {"cores_per_rank": 1, "prefix": Path("/opt/env"), "exports": {}, "warnings": []}
     made = decide_launch(local, nodes=1, ranks_per_node=2, record=None, ddp=True, **about)
     assert made.kind == "torchrun"

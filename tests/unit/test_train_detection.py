@@ -478,7 +478,7 @@ def test_a_network_learns_and_is_restored_from_a_checkpoint(tmp_path: Path) -> N
     optimiser = torch.optim.Adam(task.model.parameters(), lr=4e-3)
     everything = batch_of(packed, "train", list(range(12)))
     course = []
-    for _ in range(10):
+    for _ in range(20):
         optimiser.zero_grad()
         losses = task.losses(everything)
         (losses.total / 12).backward()
