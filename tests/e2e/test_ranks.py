@@ -17,7 +17,7 @@ import pytest
 from dlhpc.errors import AttemptExit
 from dlhpc.runs.directory import RunDirectory
 from dlhpc.runs.journal import read_journal
-from tests.training import ROOT, command, curves, environment, has_mpi, make_run, outcome, train
+from tests.training import ROOT, command, curves, environment, has_mpi, make_run, outcome, stripes, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not has_mpi(), reason="Horovod with MPI and mpirun are needed")]
 
@@ -73,6 +73,25 @@ def test_every_way_gives_the_curves_of_one_rank_with_the_same_global_batch(tmp_p
         assert [point[:4] for point in found] == [point[:4] for point in expected]
         for one, other in zip(found, expected, strict=True):
             assert one[4] == pytest.approx(other[4], rel=1e-3, abs=1e-4), (name, one, other)
+
+
+def test_shared_batch_normalisation_is_that_of_one_rank_with_the_whole_batch(tmp_path: Path) -> None:
+    # 49 pictures in steps of up to 16: in some steps the two ranks have different numbers of them.
+    splits = {"train": stripes(49, size=32), "val": stripes(20, size=32, seed=1)}
+    common = {"network": {"name": "resnet18"}, "learning_rate": {"base": 0.001}}
+    alone = make_run(
+        tmp_path / "alone", splits=splits, spec={**SPEC, **common, "training": {"epochs": 2, "batch_size": 16}}
+    )
+    assert train(alone).returncode == 0
+    training = {"epochs": 2, "batch_size": 8, "sync_batch_norm": True}
+    run = make_run(
+        tmp_path / "shared", splits=splits, ranks=2, launcher="mpirun", spec={**SPEC, **common, "training": training}
+    )
+    done = train(run, **SEARCH)
+    assert outcome(run) == AttemptExit.FINISHED, done.stderr
+    for one, other in zip(curves(run), curves(alone), strict=True):
+        assert one[:4] == other[:4]
+        assert one[4] == pytest.approx(other[4], rel=1e-2, abs=1e-3), (one, other)
 
 
 def test_a_rank_that_is_killed_ends_the_others_with_a_sentence(tmp_path: Path) -> None:
