@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dlhpc.files import replace_text
-from tests.bench import engine, login, schedulers
+from tests.bench import engine, loading, login, ranks, schedulers
 from tests.bench.measure import Figure
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-ROOMS = {"login": login, "schedulers": schedulers, "engine": engine}
+ROOMS = {"login": login, "schedulers": schedulers, "loading": loading, "engine": engine, "ranks": ranks}
 END = "<!-- end of table -->"
 
 
