@@ -116,7 +116,8 @@ def test_ctrl_c_during_submit_leaves_a_whole_run_or_none(world: World, seed: int
         assert not all_runs(world.runs)
     elif ours:
         assert "Traceback" not in err
-        assert process.returncode in (0, 130)
+        # A KeyboardInterrupt that was caught, but met Python inside of exec(), ends it by the signal: 130 for a shell.
+        assert process.returncode in (0, 130, -signal.SIGINT)
     for run in all_runs(world.runs):
         assert run.plan.exists()
         assert run.script.exists()
