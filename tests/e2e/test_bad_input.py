@@ -110,13 +110,10 @@ def test_ctrl_c_during_submit_leaves_a_whole_run_or_none(world: World, seed: int
     time.sleep(random.Random(seed).random() * 1.2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    # Python may still have been starting, before any line of ours: it dies of the signal, or shows lines of its own.
-    ours = f"{ROOT}/dlhpc" in err or "Traceback" not in err
-    if process.returncode == -signal.SIGINT and not err:
-        assert not all_runs(world.runs)
-    elif ours:
+    # Before our first line Python may show lines of its own. Killed by the signal, which a shell calls 130, it is where
+    # Python was starting, at its very end, or where a KeyboardInterrupt that we caught had met it inside of exec().
+    if f"{ROOT}/dlhpc" in err or "Traceback" not in err:
         assert "Traceback" not in err
-        # A KeyboardInterrupt that was caught, but met Python inside of exec(), ends it by the signal: 130 for a shell.
         assert process.returncode in (0, 130, -signal.SIGINT)
     for run in all_runs(world.runs):
         assert run.plan.exists()
