@@ -38,7 +38,7 @@ from tests.schedulers.player import TWO
 from tests.slurm_cluster import SlurmCluster, temporary_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 Waits = Generator[Callable[[], object], None, None]
 """A story as it goes on: what it waits for."""
 Story = Callable[["Centre"], Waits]
